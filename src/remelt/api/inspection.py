@@ -1,0 +1,152 @@
+"""Looking at files, archs, methods and the machine: what `inspect`, `info` and `doctor` tell."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remelt.api.options import PathLike
+from remelt.api.recipes import RECIPE_KEY
+from remelt.api.resources import available_memory, usable_cores
+from remelt.archs.arch import all_archs, find_arch
+from remelt.archs.detect import detect
+from remelt.archs.facts import layout
+from remelt.core.tensor_info import total_bytes
+from remelt.formats.checkpoint import open_checkpoint
+from remelt.formats.locate import config_path, locate_model, models_folders
+from remelt.recipe.method import Method
+from remelt.version import __version__
+
+EXTRAS = {"demo": "sklearn", "test": "pytest", "check": "ruff", "docs": "mkdocs"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file's header tells, and, after a deep look, which tensors hold NaN or infinities."""
+
+    path: str
+    format: str
+    arch: str | None
+    evidence: str
+    note: str | None
+    tensors: int
+    size: int
+    dtypes: Mapping[str, int]
+    components: Mapping[str, int]
+    blocks: int
+    metadata: Mapping[str, str]
+    recipe: str | None
+    nonfinite: tuple[str, ...] | None
+
+
+def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, ...] = ()) -> Inspection:
+    """What a checkpoint is, from its header alone; ``deep`` reads it all and lists tensors with NaN or infinities.
+
+    Raises `FormatError` where the file is malformed, `ModelNameError` where there is none.
+    """
+    folders = models_folders([Path(folder) for folder in models_dirs])
+    with open_checkpoint(locate_model(str(path), [Path.cwd(), *folders])) as checkpoint:
+        found = detect(checkpoint.tensors)
+        described = layout(tuple(checkpoint.tensors), found.arch)
+        dtypes: dict[str, int] = {}
+        for info in checkpoint.tensors.values():
+            dtypes[info.dtype.name] = dtypes.get(info.dtype.name, 0) + 1
+        return Inspection(
+            path=str(checkpoint.path),
+            format=checkpoint.format,
+            arch=None if found.arch is None else found.arch.name,
+            evidence=found.evidence,
+            note=found.problem or "; ".join(variant.note for variant in found.variants) or None,
+            tensors=len(checkpoint.tensors),
+            size=total_bytes(checkpoint.tensors.values()),
+            dtypes=dtypes,
+            components={name: len(keys) for name, keys in described.components.items()},
+            blocks=len(described.blocks),
+            metadata={key: value for key, value in checkpoint.metadata.items() if key != RECIPE_KEY},
+            recipe=checkpoint.metadata.get(RECIPE_KEY),
+            nonfinite=_scan(checkpoint) if deep else None,
+        )
+
+
+def _scan(checkpoint: Any) -> tuple[str, ...]:
+    from remelt.engine.finite import is_finite
+    from remelt.engine.tensors import tensor_over
+
+    step = 2**22
+    spoiled = []
+    for key, info in checkpoint.tensors.items():
+        size = info.nbytes if info.dtype.is_float else 0
+        for begin in range(0, size, step):
+            if not is_finite(tensor_over(checkpoint.read(key, begin, min(begin + step, size)), info.dtype)):
+                spoiled.append(key)
+                break
+    return tuple(spoiled)
+
+
+def describe_archs() -> list[dict[str, str]]:
+    """The named archs, each with its title."""
+    return [{"name": name, "title": arch.title} for name, arch in all_archs().items()]
+
+
+def describe_arch(name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Components, blocks with their keys, and layer classes of an arch over some keys."""
+    described = layout(keys, find_arch(name))
+    return {
+        "components": {component: list(found) for component, found in described.components.items()},
+        "blocks": {block: list(found) for block, found in described.blocks.items()},
+        "classes": list(described.layer_classes),
+    }
+
+
+def describe_methods() -> list[dict[str, str]]:
+    """The merge methods, each with its signature and first line."""
+    from remelt.methods import METHODS
+
+    return [
+        {"name": name, "signature": method.signature, "summary": method.documentation.partition("\n")[0]}
+        for name, method in METHODS.items()
+    ]
+
+
+def describe_method(method: Method[..., Any]) -> dict[str, Any]:
+    """A method in full: signature, spaces of arguments and result, cut, documentation."""
+    return {
+        "name": method.name,
+        "signature": method.signature,
+        "arguments": {parameter.name: parameter.kind for parameter in method.parameters},
+        "returns": method.returns,
+        "cut": method.declaration.cut,
+        "reductions": len(method.declaration.reductions),
+        "documentation": method.documentation,
+    }
+
+
+def examine_machine(models_dirs: tuple[PathLike, ...] = ()) -> dict[str, Any]:
+    """What a person who asks for help should tell: versions, devices, memory, models folders, extras."""
+    import torch
+
+    devices = ["cpu"]
+    devices += [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    folders = models_folders([Path(folder) for folder in models_dirs])
+    return {
+        "remelt": __version__,
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "devices": devices,
+        "cores": usable_cores(),
+        "memory_available": available_memory(),
+        "libraries": {name: importlib.metadata.version(name) for name in ("numpy", "safetensors", "click", "rich")},
+        "extras": {name: importlib.util.find_spec(module) is not None for name, module in EXTRAS.items()},
+        "config": str(config_path()),
+        "models_dirs": [{"path": str(folder), "exists": folder.is_dir()} for folder in folders],
+    }

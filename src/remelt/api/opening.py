@@ -1,0 +1,120 @@
+"""From the names in a recipe to opened models: looked up, headers read, archs detected, locks verified."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+
+from remelt.archs.detect import detect
+from remelt.check.bound import BoundGraph
+from remelt.check.inputs import Input
+from remelt.errors import Problem, RemeltError
+from remelt.formats.checkpoint import Checkpoint, open_checkpoint
+from remelt.formats.locate import locate_model
+from remelt.formats.memory import MemoryCheckpoint
+from remelt.recipe.node import Model
+
+
+@dataclass
+class Opened:
+    """The models of a bound graph; a context that closes their files."""
+
+    inputs: dict[int, Input] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def close(self) -> None:
+        """Close every file."""
+        self._files.close()
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_models(graph: BoundGraph, models_dirs: Sequence[Path]) -> Opened:
+    """Open every model of the graph; what cannot be opened is a problem, all of them at once.
+
+    Models that turn out to be one file in one space become one input: the graph's steps are pointed to the first.
+    """
+    opened = Opened()
+    known: dict[tuple[object, ...], int] = {}
+    canonical: dict[int, int] = {}
+    for index, model in enumerate(graph.models):
+        try:
+            identity, given = _open(model, Path(graph.scopes[index] or "."), models_dirs, opened, known)
+        except RemeltError as error:
+            hint = None if error.hint is None else f"hint: {error.hint}"
+            opened.problems.append(Problem("", error.message, hint, model.span))
+            continue
+        canonical[index] = known.setdefault(identity, index)
+        if given is not None:
+            opened.inputs[index] = given
+    for place, step in enumerate(graph.steps):
+        if step.input is not None and canonical.get(step.input, step.input) != step.input:
+            graph.steps[place] = replace(step, input=canonical[step.input])
+    _make_labels_unique(opened)
+    return opened
+
+
+def _open(
+    model: Model, folder: Path, models_dirs: Sequence[Path], opened: Opened, known: dict[tuple[object, ...], int]
+) -> tuple[tuple[object, ...], Input | None]:
+    checkpoint: Checkpoint
+    if model.tensors is not None:
+        from remelt.engine.tensors import describe_tensors
+
+        identity: tuple[object, ...] = (id(model.tensors), model.space)
+        if identity in known:
+            return identity, None
+        checkpoint = MemoryCheckpoint(describe_tensors(model.tensors, model.name))
+        label = model.name
+    else:
+        path = locate_model(model.name, [folder, *models_dirs]).resolve()
+        identity = (path, model.space, model.sha256)
+        if identity in known:
+            return identity, None
+        checkpoint = opened._files.enter_context(open_checkpoint(path))
+        label = path.name
+        if model.sha256 is not None:
+            _verify_lock(model, checkpoint)
+    return identity, Input(label, model, checkpoint, detect(checkpoint.tensors))
+
+
+def content_hash(checkpoint: Checkpoint) -> str:
+    """The SHA-256 of a model's file; of a folder, that of its files' names and hashes in order of name."""
+    hashes = []
+    for path in sorted(checkpoint.files()):
+        with open(path, "rb") as file:
+            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    if len(hashes) == 1:
+        return hashes[0][1]
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in hashes).encode()).hexdigest()
+
+
+def _verify_lock(model: Model, checkpoint: Checkpoint) -> None:
+    found = content_hash(checkpoint)
+    if model.sha256 is not None and found != model.sha256.lower():
+        raise RemeltError(
+            f"{model.name} is locked to content {model.sha256[:16]}..., but the file found has {found[:16]}...",
+            hint=f"use the file that the recipe was made with, or remove the lock: {checkpoint.path}",
+        )
+
+
+def _make_labels_unique(opened: Opened) -> None:
+    counts: dict[str, int] = {}
+    for given in opened.inputs.values():
+        counts[given.label] = counts.get(given.label, 0) + 1
+    for index, given in opened.inputs.items():
+        if counts[given.label] > 1:
+            path = given.checkpoint.path
+            longer = f"{given.label} #{index + 1}" if path is None else f"{path.parent.name}/{path.name}"
+            opened.inputs[index] = replace(given, label=longer)

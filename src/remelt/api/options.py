@@ -1,0 +1,93 @@
+"""What a person may choose about a merge, checked once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remelt.core.dtype import DType
+from remelt.core.nearest import nearest_hint
+from remelt.core.units import parse_bytes
+from remelt.errors import OptionError
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """The options of a merge or a plan.
+
+    - ``models_dirs``: folders where models are looked up by name, after the recipe's own.
+    - ``compute_dtype``: ``float32`` or ``float64``; what arithmetic is done in.
+    - ``dtype``: element type of the results; by default each tensor keeps its own.
+    - ``device``: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    - ``threads``: how many; by default one a core, at most 8.
+    - ``memory``: bytes, or text as in ``4GiB``; by default a quarter of what is available.
+    - ``max_shard_size``: bytes, or text; the result becomes a folder of shards.
+    - ``missing``: what to do about keys that one input lacks: ``error``, ``first``, ``skip``.
+    - ``nonfinite``: what to do about NaN and infinities: ``error``, ``keep``, ``missing``.
+    - ``overwrite``: whether an existing output may be replaced.
+    - ``fallback``: a model that gives what the recipe's result lacks.
+    """
+
+    models_dirs: Sequence[PathLike] = ()
+    compute_dtype: str = "float32"
+    dtype: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    memory: int | str | None = None
+    max_shard_size: int | str | None = None
+    missing: str = "error"
+    nonfinite: str = "error"
+    overwrite: bool = False
+    fallback: PathLike | None = None
+    config: Path | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        _one_of("missing", self.missing, ("error", "first", "skip"))
+        _one_of("nonfinite", self.nonfinite, ("error", "keep", "missing"))
+        if self.compute not in (DType.F32, DType.F64):
+            raise OptionError(
+                f"arithmetic is done in float32 or float64, but compute_dtype is {self.compute_dtype!r}",
+                hint="dtype sets the element type of the result",
+            )
+        if self.stored is not None and not self.stored.is_float:
+            raise OptionError(f"a result's weights are floating-point numbers, but dtype is {self.dtype!r}")
+        if self.threads is not None and self.threads < 1:
+            raise OptionError(f"threads must be at least 1, but got {self.threads}")
+        for name in ("memory", "max_shard_size"):
+            amount = getattr(self, name)
+            if amount is not None and _bytes(amount) <= 0:
+                raise OptionError(f"{name} must be more than nothing, but got {amount!r}")
+
+    @property
+    def compute(self) -> DType:
+        """The type of arithmetic."""
+        return DType.parse(self.compute_dtype)
+
+    @property
+    def stored(self) -> DType | None:
+        """The results' element type, or None for each tensor's own."""
+        return None if self.dtype is None else DType.parse(self.dtype)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes, where one was given."""
+        return None if self.memory is None else _bytes(self.memory)
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """The largest shard in bytes, where one was given."""
+        return None if self.max_shard_size is None else _bytes(self.max_shard_size)
+
+
+def _bytes(amount: int | str) -> int:
+    return parse_bytes(amount) if isinstance(amount, str) else amount
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        hint = nearest_hint(value, allowed)
+        raise OptionError(f"{name} is one of {', '.join(allowed)}, but got {value!r}", hint=hint)

@@ -1,0 +1,76 @@
+"""Where a result goes: a file or a folder, its layout, and the small files that belong beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from remelt.check.inputs import Input
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import OptionError, OutputError
+from remelt.formats.layout import OutputLayout, file_layout, folder_layout
+from remelt.planning.plan import PlannedOutput
+
+SUFFIX = ".safetensors"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")
+_LARGEST_COMPANION = 2**28
+
+
+def output_path(output: Path, *, folder: bool) -> Path:
+    """The output's path: a folder as it is; a file ends in ``.safetensors``, which a bare name is given."""
+    if folder or output.suffix == SUFFIX:
+        return output
+    if output.suffix in (".ckpt", ".pt", ".pth", ".bin", ".gguf"):
+        raise OptionError(f"results are written as safetensors, but the output is {output.name}", hint=f"-o {output.stem}{SUFFIX}")
+    return output.with_name(output.name + SUFFIX)
+
+
+def refuse_output(path: Path, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it may be replaced, or that cannot be a file or folder there."""
+    occupied = path.is_dir() and any(path.iterdir()) if path.is_dir() else path.exists()
+    if occupied and not overwrite:
+        raise OutputError(f"{path} exists", hint="--overwrite replaces it, once the new one is complete")
+    if path.suffix == SUFFIX and path.is_dir():
+        raise OutputError(f"{path} is a folder", hint="give a file's name")
+    parent = path.parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError(f"{parent} is not a folder, so {path} cannot be written")
+
+
+def lay_out(
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], path: Path, first: Input, shard_bytes: int | None
+) -> OutputLayout:
+    """The layout of a result on disk: one file, or a folder of shards named as the first input names them."""
+    if path.suffix == SUFFIX:
+        if shard_bytes is not None:
+            raise OptionError("shards go to a folder, but the output is a file", hint=f"-o {path.with_suffix('')}")
+        file = file_layout(tensors, metadata, path.name)
+        return OutputLayout(files=(file,), indexes=(), is_folder=False)
+    return folder_layout(tensors, metadata, max_shard_size=shard_bytes, weight_names=_weight_names(first))
+
+
+def _weight_names(first: Input) -> dict[str, str]:
+    """The stem of the weight files of each component folder (``""`` is the folder itself)."""
+    root = first.checkpoint.path
+    names: dict[str, str] = {}
+    if root is None or not root.is_dir():
+        return names
+    for file in first.checkpoint.files():
+        parent = file.parent.relative_to(root).as_posix()
+        stem = file.name.split(".")[0].split("-00")[0]
+        names.setdefault("" if parent == "." else parent, "model" if stem == "pytorch_model" else stem)
+    return names
+
+
+def companions_of(first: Input, output: PlannedOutput) -> Iterator[tuple[Path, str]]:
+    """The small files beside the first input's weights (configs, tokenizers), where both are folders."""
+    root = first.checkpoint.path
+    if root is None or not root.is_dir() or output.layout is None or not output.layout.is_folder:
+        return
+    for file in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+        if hidden or not file.is_file() or file.name.endswith(_WEIGHTS) or file.stat().st_size > _LARGEST_COMPANION:
+            continue
+        yield file, file.relative_to(root).as_posix()

@@ -1,0 +1,235 @@
+"""Everything up to the plan: bind, look up, open headers, check, lay out; nothing is read or written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remelt.api.embedding import portable_text
+from remelt.api.opening import Opened, open_models
+from remelt.api.options import MergeOptions
+from remelt.api.outputs import companions_of, lay_out, refuse_output
+from remelt.api.recipes import RECIPE_KEY, Source
+from remelt.api.resources import available_memory, free_disk, usable_cores
+from remelt.archs.facts import layout as arch_layout
+from remelt.check.bound import BoundGraph, bind_recipes
+from remelt.check.inputs import Input, arch_of, input_groups
+from remelt.check.keys import KeyOptions, KeyReport, check_keys
+from remelt.check.names import check_names
+from remelt.check.report import fold_keys, problems_of
+from remelt.check.spaces import infer_masses, name_of
+from remelt.core.dtype import DType
+from remelt.core.tensor_info import TensorInfo
+from remelt.core.units import format_bytes
+from remelt.errors import BudgetError, CheckError, OptionError, Problem, RecipeError
+from remelt.formats.locate import models_folders
+from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
+from remelt.recipe.method import Method
+from remelt.recipe.node import Call, Model, Node
+
+TOOL = "remelt"
+
+
+@dataclass(frozen=True)
+class PreparedGroup:
+    """Recipes that share inputs, planned together: the plan, and what the engine needs to run it."""
+
+    plan: Plan
+    inputs: Mapping[int, Input]
+    positions: tuple[int, ...]
+    sources: tuple[tuple[int, ...], ...]
+    companions: tuple[tuple[tuple[Path, str], ...], ...]
+
+
+@dataclass
+class Prepared:
+    """Planned merges with their opened inputs; a context that closes them."""
+
+    groups: list[PreparedGroup]
+    opened: Opened
+
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.close()
+
+
+def prepare(
+    sources: Sequence[Source], outputs: Sequence[Path | None], options: MergeOptions,
+    methods: Mapping[str, Method[..., Any]],
+) -> Prepared:
+    """Plan merges of recipes to outputs (None: memory).
+
+    Raises `RecipeError`, `CheckError` with all problems, `BudgetError` or `OutputError`; nothing was written then.
+    """
+    folders = models_folders([Path(folder) for folder in options.models_dirs])
+    recipes = [_with_fallback(source.recipe, options) for source in sources]
+    graph = bind_recipes(recipes, methods, [str(source.folder) for source in sources])
+    opened = open_models(graph, folders)
+    try:
+        _refuse([*graph.problems, *opened.problems], graph)
+        masses, space_problems = infer_masses(graph)
+        _refuse(space_problems, graph)
+        texts = [
+            "" if output is None else portable_text(recipe, methods, folders)
+            for recipe, output in zip(recipes, outputs, strict=True)
+        ]
+        groups = [
+            _Group(graph, opened, masses, positions, used, options).prepare(outputs, texts)
+            for positions, used in input_groups(graph)
+        ]
+    except BaseException:
+        opened.close()
+        raise
+    return Prepared(groups, opened)
+
+
+def _with_fallback(recipe: Node, options: MergeOptions) -> Node:
+    if options.fallback is None:
+        return recipe
+    return Call("fallback", (recipe, Model(Path(options.fallback).as_posix())))
+
+
+def _refuse(problems: Sequence[Problem], graph: BoundGraph) -> None:
+    if len(problems) == 1 and not problems[0].subject:
+        only = problems[0]
+        hint = None if only.hint is None else only.hint.removeprefix("hint: ")
+        raise RecipeError(only.message, hint=hint, span=only.span)
+    if problems:
+        raise CheckError(problems, inputs=len(graph.models))
+
+
+class _Group:
+    """Some recipes over some inputs, on the way to their plan."""
+
+    def __init__(
+        self, graph: BoundGraph, opened: Opened, masses: Sequence[float | None], positions: Sequence[int],
+        used: Sequence[int], options: MergeOptions,
+    ) -> None:
+        self.graph, self.masses, self.positions, self.options = graph, masses, positions, options
+        self.inputs = {index: opened.inputs[index] for index in used}
+        self.roots = [graph.roots[position] for position in positions]
+
+    def prepare(self, outputs: Sequence[Path | None], texts: Sequence[str]) -> PreparedGroup:
+        report = self.check()
+        planned = [
+            self.output(place, report, outputs[position], texts[position])
+            for place, position in enumerate(self.positions)
+        ]
+        self.refuse_disk(planned)
+        plan = make_plan(report, self.inputs, planned, self.resources(), self.warnings(report, planned), self.notes(report))
+        sources = tuple(tuple(self.weights_of(root)) for root in self.roots)
+        companions = tuple(
+            tuple(companions_of(self.first_of(root), output)) for root, output in zip(self.roots, planned, strict=True)
+        )
+        return PreparedGroup(plan, self.inputs, tuple(self.positions), sources, companions)
+
+    def check(self) -> KeyReport:
+        """Archs, names and keys; all their problems at once."""
+        problems: list[Problem] = []
+        given = list(self.inputs.values())
+        arch = arch_of(given, problems)
+        keys = list(dict.fromkeys(key for one in given for key in one.checkpoint.tensors))
+        self.layout = arch_layout(keys, arch)
+        steps = sorted({step for root in self.roots for step in self.graph.reachable(root)})
+        problems += check_names(self.graph, steps, self.layout)
+        if problems:
+            raise CheckError(problems, inputs=len(given))
+        options = KeyOptions(missing=self.options.missing, dtype=self.options.stored)  # type: ignore[arg-type]
+        report = check_keys(self.graph, self.roots, self.inputs, self.layout, options, self.masses)
+        problems += problems_of(report, given)
+        produced = {root for task in report.tasks for root, _, _ in task.outputs}
+        for place, root in enumerate(self.roots):
+            if place not in produced and not problems:
+                message = "the recipe's result has no tensors: its inputs share no key that it keeps"
+                problems.append(Problem("", message, span=self.graph.steps[root].span))
+        if self.options.nonfinite == "missing" and any(name_of(self.masses[root]) == "delta" for root in self.roots):
+            raise OptionError(
+                "nonfinite 'missing' takes a tensor from a model, but this recipe's result is a difference",
+                hint="nonfinite 'error' or 'keep'",
+            )
+        if problems:
+            raise CheckError(problems, inputs=len(given))
+        return report
+
+    def output(self, place: int, report: KeyReport, path: Path | None, text: str) -> PlannedOutput:
+        """One result: its tensors in order, and their layout where it goes to disk."""
+        root = self.roots[place]
+        tensors: dict[str, TensorInfo] = {
+            key: info for task in report.tasks for index, key, info in task.outputs if index == place
+        }
+        space = name_of(self.masses[root]) or "weight"
+        if path is None:
+            return PlannedOutput(None, space, tensors, None)
+        refuse_output(path, self.options.overwrite)
+        metadata = {"format": "pt", "remelt_version": _version(), RECIPE_KEY: text}
+        layout = lay_out(tensors, metadata, path, self.first_of(root), self.options.shard_bytes)
+        return PlannedOutput(str(path), space, tensors, layout)
+
+    def weights_of(self, root: int) -> Iterator[int]:
+        """The models that one result uses, in the recipe's order."""
+        for step in self.graph.reachable(root):
+            index = self.graph.steps[step].input
+            if index is not None and self.inputs[index].model.space == "weight":
+                yield index
+
+    def first_of(self, root: int) -> Input:
+        """The first model of one result: its order, companions and layout are the result's."""
+        indices = [i for step in self.graph.reachable(root) if (i := self.graph.steps[step].input) is not None]
+        return self.inputs[next(self.weights_of(root), indices[0])]
+
+    def resources(self) -> Resources:
+        """Threads and memory: what was asked for, or one thread a core and a quarter of what is available."""
+        memory = self.options.memory_bytes
+        compute = self.options.compute
+        return Resources(
+            threads=self.options.threads or min(usable_cores(), 8),
+            memory=available_memory() // 4 if memory is None else memory,
+            itemsize=compute.itemsize,
+            compute_dtype=compute.name,
+        )
+
+    def refuse_disk(self, outputs: Sequence[PlannedOutput]) -> None:
+        """Refuse where the results would not fit the disk beside what is there."""
+        by_disk: dict[int | None, int] = {}
+        for output in outputs:
+            if output.path is not None:
+                free = free_disk(Path(output.path))
+                by_disk[free] = by_disk.get(free, 0) + output.size
+        for free, needed in by_disk.items():
+            if free is not None and needed > free:
+                raise BudgetError(
+                    f"the output needs {format_bytes(needed)}, but the disk has {format_bytes(free)} free",
+                    hint="free some, or write elsewhere with -o",
+                )
+
+    def warnings(self, report: KeyReport, outputs: Sequence[PlannedOutput]) -> Iterator[str]:
+        """What a person should know before this is run."""
+        if any(output.space == "delta" for output in outputs):
+            yield "the result is a difference of models (a delta), which no program can load as a model"
+        for (lacking, having, settled), keys in report.lacking.items():
+            done = f"taken from {having}" if settled == "first" else "left out"
+            yield f"{lacking} lacks {len(keys)} keys that {having} has, {done}: {fold_keys(keys)}"
+        if self.options.compute is DType.F32:
+            wide = [one.label for one in self.inputs.values() if any(t.dtype is DType.F64 for t in one.checkpoint.tensors.values())]
+            if wide:
+                yield f"F64 tensors in {', '.join(wide)} are computed in float32; --compute-dtype float64 keeps their precision"
+        for one in self.inputs.values():
+            if one.note:
+                yield f"{one.label}: {one.note}"
+
+    def notes(self, report: KeyReport) -> Iterator[str]:
+        """What the plan tells beside warnings: defaults taken, reads that are not needed."""
+        for argument, keys in report.unspoken.items():
+            yield f"{argument} by default for {len(keys)} keys that no weight speaks for: {fold_keys(keys)}"
+        for label, count in report.idle.items():
+            yield f"{label}: {count} tensors are not read, and not checked for NaN, as a weight makes them idle"
+
+
+def _version() -> str:
+    from remelt.version import __version__
+
+    return __version__

@@ -1,0 +1,79 @@
+"""What the machine has: memory that may be used, cores, free disk."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_UNKNOWN = 4 * 2**30
+
+
+def available_memory() -> int:
+    """Bytes of memory that could be taken now, cgroup limits included; 4 GiB where the system does not tell."""
+    if sys.platform == "win32":
+        found = _windows_memory()
+    elif sys.platform == "darwin":
+        found = _macos_memory()
+    else:
+        found = _linux_memory()
+    return found or _UNKNOWN
+
+
+def _linux_memory() -> int | None:
+    amounts = []
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                amounts.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        pass
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            amounts.append(int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(min(amounts), 0) if amounts else None
+
+
+def _macos_memory() -> int | None:
+    try:
+        total = subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, text=True, timeout=5, check=True)
+        return int(total.stdout) // 2
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+class _MemoryStatus(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [  # noqa: RUF012
+        (name, ctypes.c_ulonglong)
+        for name in ("total", "available", "page_total", "page_available", "virtual", "virtual_available", "extended")
+    ]
+
+
+def _windows_memory() -> int | None:
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    kernel = getattr(ctypes, "windll").kernel32  # noqa: B009  (absent elsewhere, to the type checker too)
+    return int(status.available) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_disk(path: Path) -> int | None:
+    """Free bytes where a path is or will be; None where that cannot be told."""
+    folder = path
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None

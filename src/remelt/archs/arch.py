@@ -1,0 +1,307 @@
+"""A named arch, as one small declarative file says it: the names that people use for the parts of a known model."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import translate
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+
+from remelt.archs import named
+from remelt.archs.reader import Table, read_table
+from remelt.core.registry import Registry
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the model: its keys begin with one of ``prefixes``.
+
+    ``bare`` are beginnings of keys in files that hold this component alone, without the first of its prefixes.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    bare: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BlockName:
+    """A name for a block: the keys that begin with one of ``paths``, where ``{i}`` stands for a number.
+
+    >>> BlockName(("blocks.{i}.",), "IN{i:02d}", ("in{i}",)).match("blocks.3.weight")
+    ('IN03', 'in3')
+    """
+
+    paths: tuple[str, ...]
+    name: str
+    aliases: tuple[str, ...]
+
+    def match(self, key: str) -> tuple[str, ...] | None:
+        """The block's names where the key is in it, the display name first."""
+        for pattern in _path_patterns(self.paths):
+            found = pattern.match(key)
+            if found is not None:
+                number = int(found[1]) if pattern.groups else 0
+                return tuple(name.format(i=number) for name in (self.name, *self.aliases))
+        return None
+
+
+@functools.cache
+def _path_patterns(paths: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(re.escape(path).replace(r"\{i\}", r"(\d{1,6})")) for path in paths)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A name for all keys whose block's display name matches none of the globs ``outside``."""
+
+    name: str
+    aliases: tuple[str, ...]
+    outside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dim:
+    """What one dimension may be: between two bounds, or one of the sizes of a full-size model.
+
+    ``full`` holds only where the model is of full size: one with the same keys and smaller widths is of the arch too.
+    """
+
+    low: int
+    high: int | None
+    full: tuple[int, ...] = ()
+
+    def fits(self, size: int, *, scaled: bool) -> bool:
+        """Whether a dimension may be of that size."""
+        if self.full and not scaled and size not in self.full:
+            return False
+        return self.low <= size and (self.high is None or size <= self.high)
+
+    def __str__(self) -> str:
+        if self.full:
+            return "|".join(map(str, self.full))
+        if self.high is None:
+            return "*" if self.low == 0 else f"{self.low}.."
+        return str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A key that must be there, with its shape; ``shape`` None says that it must not be there."""
+
+    key: str
+    shape: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        return self.key if self.shape is None else f"{self.key} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of the arch that differs in a way worth a word, such as the 9 input channels of inpainting."""
+
+    name: str
+    note: str
+    signs: tuple[Sign, ...]
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Keys that are a running average of others: ``prefix``, then the other's name after one of ``of``, undotted."""
+
+    prefix: str
+    of: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A known arch: how to recognise it, and what its parts are called.
+
+    ``preset`` are the block names that a preset string of numbers speaks of, in order; ``copied`` are globs over keys
+    that are never merged; ``recognise`` lists alternatives, one of which must hold whole; ``near`` are models of other
+    makes that come close, each with what to say of it.
+    """
+
+    name: str
+    title: str
+    recognise: tuple[tuple[Sign, ...], ...]
+    variants: tuple[Variant, ...]
+    near: tuple[Variant, ...]
+    components: tuple[Component, ...]
+    blocks: tuple[BlockName, ...]
+    groups: tuple[Group, ...]
+    preset: tuple[str, ...]
+    copied: tuple[str, ...]
+    shadow: Shadow | None = None
+
+    def __repr__(self) -> str:
+        return f"<Arch {self.name}>"
+
+    def canonical(self, key: str) -> str:
+        """The key as a whole checkpoint spells it: files that hold one component alone may leave out its prefix."""
+        if any(key.startswith(component.prefixes) for component in self.components):
+            return key
+        for component in self.components:
+            if component.bare and key.startswith(component.bare):
+                return component.prefixes[0] + key
+        return key
+
+    def find(self, tensors: Mapping[str, TensorInfo], key: str) -> TensorInfo | None:
+        """The tensor of a canonical key, however the file spells it."""
+        return next((tensors[spelling] for spelling in self._spellings(key) if spelling in tensors), None)
+
+    def _spellings(self, key: str) -> Iterator[str]:
+        yield key
+        for component in self.components:
+            shortened = key.removeprefix(component.prefixes[0])
+            if component.bare and shortened != key and shortened.startswith(component.bare):
+                yield shortened
+
+    def component_of(self, key: str) -> tuple[Component, str] | None:
+        """The component of a canonical key, and the rest of the key after the prefix."""
+        for component in self.components:
+            for prefix in component.prefixes:
+                if key.startswith(prefix):
+                    return component, key[len(prefix) :] if prefix.endswith((".", "/")) else key
+        return None
+
+    def block_of(self, key: str) -> tuple[str, ...]:
+        """The names of the block of a canonical key, the display name first; none outside the named blocks."""
+        return next((names for block in self.blocks if (names := block.match(key)) is not None), ())
+
+    def is_copied(self, key: str) -> bool:
+        """Whether a canonical key is never merged."""
+        return glob_pattern(self.copied).match(key) is not None
+
+
+@functools.cache
+def glob_pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
+    """One pattern for what any of the globs matches, whole."""
+    return re.compile("|".join(translate(glob) for glob in globs) if globs else r"(?!)")
+
+
+def read_arch(path: Path) -> Arch:
+    """The arch that a TOML file declares; `OptionError` says what is wrong with the file."""
+    table = read_table(path)
+    arch = Arch(
+        name=table.text("name"),
+        title=table.text("title"),
+        recognise=tuple(_signs(entry) for entry in table.tables("recognise")),
+        variants=tuple(map(_variant, table.tables("variant"))),
+        near=tuple(map(_variant, table.tables("near"))),
+        components=tuple(_component(entry) for entry in table.tables("component")),
+        blocks=tuple(_block(entry) for entry in table.tables("block")),
+        groups=tuple(
+            Group(entry.text("name"), entry.texts("aliases"), entry.texts("outside")) for entry in table.tables("group")
+        ),
+        preset=tuple(name for entry in table.texts("preset") for name in _range(entry)),
+        copied=table.texts("copied"),
+        shadow=next((Shadow(entry.text("prefix"), entry.texts("of")) for entry in table.tables("shadow")), None),
+    )
+    table.refuse_unknown()
+    if not arch.recognise:
+        raise table.error("it needs at least one [[recognise]] table")
+    return arch
+
+
+def _variant(entry: Table) -> Variant:
+    return Variant(entry.text("name"), entry.text("note"), _signs(entry))
+
+
+def _component(entry: Table) -> Component:
+    component = Component(entry.text("name"), entry.texts("aliases"), entry.texts("prefixes"), entry.texts("bare"))
+    if not component.prefixes:
+        raise entry.error("a component needs at least one prefix")
+    return component
+
+
+def _block(entry: Table) -> BlockName:
+    block = BlockName(entry.texts("paths"), entry.text("name"), entry.texts("aliases"))
+    if not block.paths or any(path.count("{i}") > 1 for path in block.paths):
+        raise entry.error("a block needs paths with at most one {i} each")
+    try:
+        for name in (block.name, *block.aliases):
+            name.format(i=0)
+    except (LookupError, ValueError, AttributeError) as error:
+        raise entry.error(f"{block.name!r} or one of its aliases is no template of {{i}}: {error}") from error
+    return block
+
+
+def _signs(entry: Table) -> tuple[Sign, ...]:
+    present = [Sign(key, tuple(_dim(entry, dim) for dim in shape)) for key, shape in entry.shapes("keys")]
+    return (*present, *(Sign(key, None) for key in entry.texts("absent")))
+
+
+_DIM = re.compile(r"(?P<any>\*)|(?P<low>\d{1,9})\.\.(?P<high>\d{1,9})?|~(?P<full>\d{1,9}(?:\|\d{1,9})*)")
+
+
+def _dim(entry: Table, value: int | str) -> Dim:
+    """``4`` exactly, ``"*"`` any, ``"4..9"`` or ``"4.."`` between bounds, ``"~320|384"`` one of these at full size."""
+    if isinstance(value, int):
+        return Dim(value, value)
+    found = _DIM.fullmatch(value)
+    if found is None:
+        raise entry.error(f'{value!r} is no dimension: write 4, "*", "4..9", "4.." or "~320"')
+    if found["any"]:
+        return Dim(0, None)
+    if found["full"]:
+        return Dim(1, None, tuple(int(size) for size in found["full"].split("|")))
+    return Dim(int(found["low"]), int(found["high"]) if found["high"] else None)
+
+
+def _range(entry: str) -> Iterator[str]:
+    """The names that ``IN00..IN11`` stands for."""
+    found = re.fullmatch(r"(\D*)(\d{1,4})\.\.\1(\d{1,4})", entry)
+    if found is None:
+        yield entry
+        return
+    for number in range(int(found[2]), int(found[3]) + 1):
+        yield f"{found[1]}{number:0{len(found[2])}d}"
+
+
+def _collect(module: ModuleType) -> Mapping[str, Arch]:
+    paths = getattr(module, "ARCH_FILES", ())
+    return {arch.name: arch for arch in map(read_arch, map(Path, paths))}
+
+
+@functools.cache
+def _registry() -> Registry[Arch]:
+    registry = Registry("arch", package="remelt.archs.named", group="remelt.archs", collect=_collect)
+    registry.add_module(named)
+    return registry
+
+
+def all_archs() -> Mapping[str, Arch]:
+    """Every known arch by name: ours, those of installed packages, and added files.
+
+    A package offers archs by an entry point of the group ``remelt.archs`` that names a module with a list ``ARCH_FILES``
+    of paths.
+    """
+    return MappingProxyType(_registry())
+
+
+def find_arch(name: str) -> Arch:
+    """The arch of that name, or `RecipeError` with the nearest names.
+
+    >>> find_arch("sd1").preset[:3]
+    ('BASE', 'IN00', 'IN01')
+    """
+    return _registry().find(name)
+
+
+def add_arch_file(path: Path) -> Arch:
+    """Make the arch that a TOML file declares known by its name; a name that is taken raises `OptionError`."""
+    if not path.is_file():
+        raise OptionError(f"arch file {path} is not a file", hint="give the path of a TOML file")
+    arch = read_arch(path)
+    module = ModuleType(str(path))
+    module.ARCH_FILES = [path]  # type: ignore[attr-defined]
+    len(_registry())
+    _registry().add_module(module)
+    return find_arch(arch.name)

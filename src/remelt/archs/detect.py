@@ -1,0 +1,131 @@
+"""Which arch a file is, and why: judged by a few keys and their shapes, never by the file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from remelt.archs.arch import Arch, Sign, Variant, all_archs
+from remelt.core.tensor_info import TensorInfo
+
+_ADAPTER_MARKS = (".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lokr_w", ".hada_w", ".oft_")
+_VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_VAE_PREFIXES = ("first_stage_model.", "vae.")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The arch of a set of tensors (None where no known one fits), and why.
+
+    ``evidence`` names the keys and shapes that decided, or the nearest miss; ``problem`` is set where it cannot be one
+    arch; ``near`` are the archs that came close, best first; ``variants`` the ways in which the model is special.
+    """
+
+    arch: Arch | None
+    evidence: str
+    problem: str | None = None
+    near: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One alternative of one arch held against the tensors: the signs that hold, in words, and those that do not."""
+
+    arch: Arch
+    holds: tuple[str, ...]
+    fails: tuple[str, ...]
+    seen: int
+
+
+def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
+    """The arch of a set of tensors, with the evidence. An unknown arch is no error: its blocks are inferred.
+
+    A sign's shape decides by its rank and by sizes that never change (channels of a latent, kernels). Sizes marked
+    ``~`` in an arch file decide where the first of them says that the model is of full size, so that a model with the
+    same keys and smaller widths is recognised too.
+    """
+    trials = [_try(arch, signs, tensors) for arch in all_archs().values() for signs in arch.recognise]
+    matching = list({trial.arch.name: trial for trial in trials if not trial.fails}.values())
+    if len(matching) == 1:
+        arch = matching[0].arch
+        return Detection(
+            arch,
+            f"{arch.name}: {'; '.join(matching[0].holds)}",
+            variants=tuple(variant for variant in arch.variants if not _try(arch, variant.signs, tensors).fails),
+        )
+    if matching:
+        names = [trial.arch.name for trial in matching]
+        evidence = "; ".join(f"{trial.arch.name}: {trial.holds[0]}" for trial in matching)
+        return Detection(None, evidence, f"it looks like {' and like '.join(names)} at once", tuple(names))
+    near = sorted((trial for trial in trials if trial.seen), key=lambda trial: (-trial.seen, len(trial.fails)))
+    return Detection(None, _miss(tensors, near), near=tuple(dict.fromkeys(trial.arch.name for trial in near)))
+
+
+def _miss(tensors: Mapping[str, TensorInfo], near: list[_Trial]) -> str:
+    """What a file is whose keys no arch recognises."""
+    if not near:
+        adapted = next((key for key in tensors if any(mark in key for mark in _ADAPTER_MARKS)), None)
+        if adapted is not None:
+            return f"no known arch: {adapted} says that this is an adapter (LoRA or the like), not a model"
+        if _is_vae(tensors):
+            return "no known arch: this is a VAE alone, which several archs share"
+        return "no known arch has such keys"
+    nearest = near[0].arch
+    known = next((other.note for other in nearest.near if not _try(nearest, other.signs, tensors).fails), None)
+    said = f"{known}; {near[0].fails[0]}" if known is not None else "; ".join(near[0].fails)
+    return f"no known arch: nearest is {nearest.name}, but {said}"
+
+
+def _is_vae(keys: Iterable[str]) -> bool:
+    bare = {key.removeprefix(next((prefix for prefix in _VAE_PREFIXES if key.startswith(prefix)), "")) for key in keys}
+    return "decoder.conv_in.weight" in bare and all(key.startswith(_VAE_STARTS) for key in bare)
+
+
+def _try(arch: Arch, signs: Iterable[Sign], tensors: Mapping[str, TensorInfo]) -> _Trial:
+    holds: list[str] = []
+    fails: list[str] = []
+    seen = 0
+    scaled: bool | None = None
+    for sign in signs:
+        info = arch.find(tensors, sign.key)
+        if sign.shape is None:
+            (fails if info is not None else holds).append(
+                f"{sign.key} is {'there' if info is not None else 'not there'}"
+            )
+            continue
+        if info is None:
+            fails.append(f"{sign.key} is not there")
+            continue
+        seen += 1
+        ranks_agree = len(info.shape) == len(sign.shape)
+        if scaled is None and ranks_agree:
+            pairs = ((dim, size) for dim, size in zip(sign.shape, info.shape, strict=True) if dim.full)
+            scaled = next((size not in dim.full and size < max(dim.full) for dim, size in pairs), None)
+        fits = ranks_agree and all(
+            dim.fits(size, scaled=scaled is True) for dim, size in zip(sign.shape, info.shape, strict=True)
+        )
+        found = f"{sign.key} is {list(info.shape)}"
+        if fits:
+            holds.append(found)
+        else:
+            fails.append(f"{found}, expected [{', '.join(map(str, sign.shape))}]")
+    return _Trial(arch, tuple(holds), tuple(fails), seen)
+
+
+def family_conflict(detections: Mapping[str, Detection]) -> str | None:
+    """Why inputs cannot be merged with each other, or None: the sentence names each arch, its inputs and the evidence.
+
+    ``detections`` is by the name of the input. Inputs of no known arch conflict with nobody.
+    """
+    by_arch: dict[str, list[str]] = {}
+    for name, detection in detections.items():
+        if detection.arch is not None:
+            by_arch.setdefault(detection.arch.name, []).append(name)
+    if len(by_arch) < 2:
+        return None
+    parts = []
+    for arch, names in by_arch.items():
+        seen = detections[names[0]].evidence.removeprefix(f"{arch}: ")
+        parts.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {arch} ({seen})")
+    return f"models of {len(by_arch)} archs cannot be merged: {'; '.join(parts)}"

@@ -1,0 +1,157 @@
+"""The recipe with every call bound to its method: a flat table of steps, shared work found once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from remelt.core.nearest import nearest_hint
+from remelt.errors import Problem, RecipeError, Span
+from remelt.recipe.blocks import BlockWeights, Search
+from remelt.recipe.method import Method
+from remelt.recipe.node import Call, Model, Node, Parameter, Value
+from remelt.recipe.signature import bind
+from remelt.recipe.walk import topological
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node with what it needs: operands are indices of earlier steps, values everything that is no tensor.
+
+    ``input`` is the model's index among the graph's models, or None for a call. ``operands`` pairs a parameter's name
+    with a step, in the order of the function's arguments.
+    """
+
+    node: Model | Call
+    input: int | None
+    method: Method[..., Any] | None = None
+    operands: tuple[tuple[str, int], ...] = ()
+    values: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def span(self) -> Span | None:
+        """Where the step stands in the recipe's text."""
+        return self.node.span
+
+
+@dataclass
+class BoundGraph:
+    """All steps after those that they need; the models among them; one result a recipe."""
+
+    steps: list[Step] = field(default_factory=list)
+    models: list[Model] = field(default_factory=list)
+    scopes: list[str] = field(default_factory=list)
+    """For each model, the folder of the recipe that names it."""
+    roots: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    _reachable: dict[int, list[int]] = field(default_factory=dict)
+
+    def reachable(self, root: int) -> list[int]:
+        """The steps that one result needs, in order."""
+        if root not in self._reachable:
+            needed = [False] * (root + 1)
+            needed[root] = True
+            for index in range(root, -1, -1):
+                if needed[index]:
+                    for _, operand in self.steps[index].operands:
+                        needed[operand] = True
+            self._reachable[root] = [index for index, keep in enumerate(needed) if keep]
+        return self._reachable[root]
+
+
+def bind_recipes(
+    recipes: Sequence[Node], methods: Mapping[str, Method[..., Any]], scopes: Sequence[str] = ()
+) -> BoundGraph:
+    """Bind every call of the recipes; what cannot be bound is a problem of the graph, all of them at once.
+
+    Models of the same name, lock, space and arch are one step, and so are equal calls of equal operands. ``scopes``
+    gives the folder of each recipe, where its models' names are looked up first.
+    """
+    graph = BoundGraph()
+    binder = _Binder(graph, methods)
+    for position, recipe in enumerate(recipes):
+        binder.scope = scopes[position] if scopes else ""
+        for node in topological(recipe):
+            if id(node) not in binder.index_of:
+                binder.add(node)
+        graph.roots.append(binder.root(recipe))
+    return graph
+
+
+class _Binder:
+    def __init__(self, graph: BoundGraph, methods: Mapping[str, Method[..., Any]]) -> None:
+        self.graph = graph
+        self.methods = methods
+        self.scope = ""
+        self.index_of: dict[int, int | None] = {}
+        self.known: dict[tuple[object, ...], int] = {}
+
+    def add(self, node: Node) -> None:
+        if isinstance(node, Model):
+            self.index_of[id(node)] = self.model(node)
+        elif isinstance(node, Parameter):
+            self.problem(
+                f"parameter {node.name!r} is still open",
+                f"fill it: compose(recipe, {node.name}=...) or remelt compose ... -p {node.name} PATH",
+                node.span,
+            )
+            self.index_of[id(node)] = None
+        elif isinstance(node, Call):
+            try:
+                self.index_of[id(node)] = self.call(node)
+            except RecipeError as error:
+                self.problem(error.message, error.hint, error.span or node.span)
+                self.index_of[id(node)] = None
+
+    def model(self, node: Model) -> int:
+        held = None if node.tensors is None else id(node.tensors)
+        identity = (self.scope, node.name, node.sha256, node.space, node.arch, held)
+        found = self.known.get(identity)
+        if found is None:
+            self.graph.models.append(node)
+            self.graph.scopes.append(self.scope)
+            found = self.append(identity, Step(node, len(self.graph.models) - 1))
+        return found
+
+    def call(self, node: Call) -> int | None:
+        method = self.methods.get(node.method)
+        if method is None:
+            raise RecipeError(
+                f"no merge method is named {node.method!r}",
+                hint=nearest_hint(node.method, self.methods) or "remelt info lists them",
+                span=node.span,
+            )
+        bound = bind(method, node)
+        operands: list[tuple[str, int]] = []
+        for parameter, operand in bound.operands:
+            index = self.model(operand) if isinstance(operand, Model) else self.index_of.get(id(operand))
+            if index is None:
+                return None
+            operands.append((parameter.name, index))
+        for name, value in bound.values:
+            if isinstance(value, Search) or (isinstance(value, BlockWeights) and next(value.searches(), None)):
+                raise RecipeError(
+                    f"{method.name}: {name} is still open: {value!r}",
+                    hint="a study fills it; to merge now, write a number",
+                    span=dict(node.spans).get(name, node.span),
+                )
+        identity = (node.method, tuple(operands), bound.values)
+        found = self.known.get(identity)
+        return self.append(identity, Step(node, None, method, tuple(operands), bound.values)) if found is None else found
+
+    def append(self, identity: tuple[object, ...], step: Step) -> int:
+        self.graph.steps.append(step)
+        self.known[identity] = len(self.graph.steps) - 1
+        return len(self.graph.steps) - 1
+
+    def root(self, recipe: Node) -> int:
+        if isinstance(recipe, Value):
+            if isinstance(recipe.value, str):
+                return self.model(Model(recipe.value, span=recipe.span))
+            self.problem(f"a recipe's result is a model, but got {recipe!r}", None, recipe.span)
+        index = self.index_of.get(id(recipe))
+        return -1 if index is None else index
+
+    def problem(self, message: str, hint: str | None, span: Span | None) -> None:
+        self.graph.problems.append(Problem("", message, None if hint is None else f"hint: {hint}", span))

@@ -1,0 +1,78 @@
+"""The models that a recipe names, opened: headers, detected archs, and whether they can meet in one recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remelt.archs.arch import Arch, find_arch
+from remelt.archs.detect import Detection
+from remelt.check.bound import BoundGraph
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import Problem
+from remelt.formats.checkpoint import Checkpoint
+from remelt.recipe.node import Model
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model of the recipe with its opened checkpoint; ``label`` names it in messages."""
+
+    label: str
+    model: Model
+    checkpoint: Checkpoint
+    detection: Detection
+
+    @property
+    def note(self) -> str | None:
+        """In which ways the model is special among its arch, in words."""
+        return "; ".join(variant.note for variant in self.detection.variants) or None
+
+    def info(self, key: str) -> TensorInfo | None:
+        """The tensor's type and shape, or None where the file lacks it."""
+        return self.checkpoint.tensors.get(key)
+
+
+def arch_of(inputs: Sequence[Input], problems: list[Problem]) -> Arch | None:
+    """The one arch that the inputs share; a problem with the evidence where they do not.
+
+    An input that matches no named arch may meet any other: its keys decide. A model that states its arch is believed
+    over what was detected, unless another arch was detected.
+    """
+    found: dict[str, tuple[Arch, Input, str]] = {}
+    for given in inputs:
+        detected = given.detection.arch
+        if given.detection.problem is not None and given.model.arch is None:
+            problems.append(Problem(given.label, given.detection.problem, 'state it: model("...", arch="...")'))
+        if given.model.arch is not None:
+            stated = find_arch(given.model.arch)
+            if detected is not None and detected.name != stated.name:
+                problems.append(
+                    Problem(
+                        given.label,
+                        f"is stated to be {stated.name}, but looks like {detected.name}: {given.detection.evidence}",
+                        span=given.model.span,
+                    )
+                )
+            found.setdefault(stated.name, (stated, given, "stated in the recipe"))
+        elif detected is not None:
+            found.setdefault(detected.name, (detected, given, given.detection.evidence))
+    if len(found) > 1:
+        for name, (_, given, evidence) in found.items():
+            problems.append(
+                Problem(given.label, f"is {name}: {evidence}", "a recipe merges models of one arch; the inputs mix them")
+            )
+    return next((arch for arch, _, _ in found.values()), None)
+
+
+def input_groups(graph: BoundGraph) -> list[tuple[list[int], list[int]]]:
+    """Recipes that share an input, together: pairs of root positions and input indices, in order."""
+    groups: list[tuple[list[int], set[int]]] = []
+    for position, root in enumerate(graph.roots):
+        if root < 0:
+            continue
+        used = {index for step in graph.reachable(root) if (index := graph.steps[step].input) is not None}
+        joined = [group for group in groups if group[1] & used]
+        merged = (sorted([position, *(p for group in joined for p in group[0])]), used.union(*(g[1] for g in joined)))
+        groups = [group for group in groups if not group[1] & used] + [merged]
+    return [(positions, sorted(used)) for positions, used in sorted(groups, key=lambda group: group[0])]

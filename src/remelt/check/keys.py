@@ -1,0 +1,225 @@
+"""What happens to each key: which inputs have it, what is computed, what is copied, and what stands in the way.
+
+Keys that the inputs treat alike share one program: a recipe of thousands of calls over thousands of keys is walked once
+for each kind of key, not once for each key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from remelt.archs.facts import KeyFacts, Layout
+from remelt.check.bound import BoundGraph, Step
+from remelt.check.groups import KeyGroups
+from remelt.check.inputs import Input
+from remelt.check.program import Program
+from remelt.check.specialise import Kind, Specialiser, Stranded
+from remelt.core.dtype import DType
+from remelt.core.tensor_info import TensorInfo
+from remelt.recipe.blocks import BlockWeights
+
+Missing = Literal["error", "first", "skip"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One or several tensors of the results, computed together.
+
+    ``key`` is the key that the program leaves open; ``numbers`` fill its slots; ``outputs`` pairs each output of the
+    program with its key and what it will be. ``copy`` marks tensors that are taken over as they are.
+    """
+
+    key: str
+    program: Program
+    numbers: tuple[float, ...]
+    shape: tuple[int, ...]
+    outputs: tuple[tuple[int, str, TensorInfo], ...]
+    copy: bool = False
+
+
+@dataclass
+class KeyReport:
+    """What checking the keys found: the tasks, and every reason why some cannot be."""
+
+    tasks: list[Task] = field(default_factory=list)
+    lacking: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    """Keys that are missing, by what lacks them, what has them, and how that was settled (error, first, skip)."""
+    mismatched: list[tuple[str, str, str]] = field(default_factory=list)
+    """Shapes or types that do not fit: the input, the message, the key."""
+    unspoken: dict[str, list[str]] = field(default_factory=dict)
+    """Keys that no block weight speaks for, by argument: they take its default."""
+    idle: dict[str, int] = field(default_factory=dict)
+    """Tensors of an input that are not read because a number makes them idle: they are not checked either."""
+
+
+@dataclass(frozen=True)
+class KeyOptions:
+    """How to settle what inputs lack, and what the results' element type is."""
+
+    missing: Missing = "error"
+    dtype: DType | None = None
+
+
+def check_keys(
+    graph: BoundGraph, roots: Sequence[int], inputs: Mapping[int, Input], layout: Layout, options: KeyOptions,
+    masses: Sequence[float | None],
+) -> KeyReport:
+    """The tasks of some results over the inputs that they use, and every problem of their keys."""
+    return _KeyCheck(graph, roots, inputs, layout, options, masses).run()
+
+
+class _KeyCheck:
+    def __init__(
+        self, graph: BoundGraph, roots: Sequence[int], inputs: Mapping[int, Input], layout: Layout,
+        options: KeyOptions, masses: Sequence[float | None],
+    ) -> None:
+        self.graph, self.roots, self.inputs, self.layout, self.options = graph, roots, inputs, layout, options
+        self.steps = sorted({step for root in roots for step in graph.reachable(root)})
+        self.specialiser = Specialiser(graph, self.steps, roots, inputs, masses)
+        self.groups = KeyGroups(self.specialiser, graph, self.steps, inputs, layout)
+        self.report = KeyReport()
+        self.programs: dict[object, tuple[Program | None, list[Stranded]]] = {}
+        self.used_by_root = [self._inputs_of(root) for root in roots]
+
+    def _inputs_of(self, root: int) -> list[int]:
+        return [index for step in self.graph.reachable(root) if (index := self.graph.steps[step].input) is not None]
+
+    def run(self) -> KeyReport:
+        for keys in self.groups.batches():
+            if len(keys) == 1 and not self.groups.spans(keys[0]):
+                self._single(keys[0])
+            else:
+                self._joint(keys)
+        return self.report
+
+    def _single(self, key: str) -> None:
+        found = {index: info for index, given in self.inputs.items() if (info := given.info(key)) is not None}
+        kind = self._kind(key)
+        facts, numbers, copied = kind
+        if not copied and not self._kinds_agree(key, found):
+            return
+        first = next(iter(found.values())).shape
+        alike = all(info.shape == first for info in found.values()) and not self.specialiser.shapes_change
+        shapes = None if alike else {(index, None): info.shape for index, info in found.items()}
+        signature = (
+            tuple(found),
+            copied,
+            self.specialiser.selected(facts),
+            self.specialiser.shortcuts(numbers),
+            None if shapes is None else tuple(shapes.values()),
+        )
+        if signature not in self.programs:
+            present = {(index, None) for index in found}
+            self.programs[signature] = self.specialiser.specialise((None,), present, lambda _: kind, shapes)
+        program, stranded = self.programs[signature]
+        self._finish(key, program, stranded, numbers, found, copied)
+
+    def _joint(self, keys: Sequence[str]) -> None:
+        """Keys that a method of cut ``model`` computes together have a program of their own."""
+        needed = self.groups.needed(keys)
+        found = {(index, key): info for index, given in self.inputs.items() for key in needed
+                 if (info := given.info(key)) is not None}
+        kinds = {key: self._kind(key) for key in needed}
+        shapes = {place: info.shape for place, info in found.items()}
+        program, stranded = self.specialiser.specialise(
+            tuple(keys), set(shapes), lambda key: kinds[str(key)], shapes, self.groups.by_step
+        )
+        here = {index: info for (index, key), info in found.items() if key == keys[0]}
+        self._finish(keys[0], program, stranded, (), here, False)
+
+    def _kind(self, key: str) -> Kind:
+        facts = self.layout.facts(key)
+        first = next(info for given in self.inputs.values() if (info := given.info(key)) is not None)
+        return Kind(facts, tuple(self._numbers(facts)), facts.copied or not first.dtype.is_float)
+
+    def _finish(
+        self, key: str, program: Program | None, stranded: Sequence[Stranded],
+        numbers: Sequence[float], found: Mapping[int, TensorInfo], copied: bool,
+    ) -> None:
+        outputs = [] if program is None else list(self._outputs(program, key))
+        if program is not None and outputs:
+            self._count_idle(program, found, copied)
+            shape = next(iter(found.values())).shape
+            self.report.tasks.append(Task(key, program, tuple(numbers), shape, tuple(outputs), _is_copy(program)))
+        for trouble in stranded:
+            subject = trouble.key or key
+            if trouble.shapes is not None:
+                label, message = trouble.shapes
+                self.report.mismatched.append((label, message.replace("{key}", subject), subject))
+            elif any(self.inputs[index].info(subject) is not None for index in self.used_by_root[trouble.root]):
+                self._settle(trouble, subject)
+
+    def _outputs(self, program: Program, key: str) -> Iterator[tuple[int, str, TensorInfo]]:
+        for output in program.outputs:
+            out_key = output.key or key
+            source = output.dtype
+            stored = source if isinstance(source, DType) else self._stored(source, output.source_key or key)
+            dtype = self.options.dtype if self.options.dtype is not None and stored.is_float else stored
+            shape = program.shapes[output.register]
+            yield output.root, out_key, TensorInfo(dtype, self._shape(key) if shape is None else shape)
+
+    def _stored(self, index: int, key: str) -> DType:
+        info = self.inputs[index].info(key)
+        assert info is not None
+        return info.dtype
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        return next(info.shape for given in self.inputs.values() if (info := given.info(key)) is not None)
+
+    def _settle(self, trouble: Stranded, key: str) -> None:
+        """A key that some input of a result lacks: an error, the first model's tensor, or no tensor."""
+        having = [index for index in self.used_by_root[trouble.root] if self.inputs[index].info(key) is not None]
+        first = self.inputs[having[0]]
+        place = (", ".join(trouble.lacking), first.label, self.options.missing)
+        self.report.lacking.setdefault(place, [])
+        if key not in self.report.lacking[place]:
+            self.report.lacking[place].append(key)
+        if self.options.missing == "first":
+            info = first.info(key)
+            assert info is not None
+            dtype = self.options.dtype if self.options.dtype is not None and info.dtype.is_float else info.dtype
+            program = self.specialiser.copy_of(having[0], trouble.root)
+            outputs = ((trouble.root, key, TensorInfo(dtype, info.shape)),)
+            self.report.tasks.append(Task(key, program, (), info.shape, outputs, copy=True))
+
+    def _kinds_agree(self, key: str, found: Mapping[int, TensorInfo]) -> bool:
+        first = next(iter(found))
+        for index, info in found.items():
+            if not info.dtype.is_float:
+                message = f"{key} is {info.dtype}, but {found[first].dtype} in {self.inputs[first].label}"
+                self.report.mismatched.append((self.inputs[index].label, message, key))
+                return False
+        return True
+
+    def _numbers(self, facts: KeyFacts) -> Iterator[float]:
+        for step, name, weights, default in self.specialiser.slots:
+            number = weights.resolve(facts, self.layout)
+            if number is None:
+                shown = _argument_name(step, name, weights)
+                self.report.unspoken.setdefault(f"{shown} = {default!r}", []).append(facts.key)
+                number = default
+            assert isinstance(number, float)
+            yield number
+
+    def _count_idle(self, program: Program, found: Mapping[int, TensorInfo], copied: bool) -> None:
+        if copied:
+            return
+        read = {load.input for load in program.loads}
+        for index in found:
+            if index not in read:
+                label = self.inputs[index].label
+                self.report.idle[label] = self.report.idle.get(label, 0) + 1
+
+
+def _argument_name(step: Step, name: str, weights: BlockWeights) -> str:
+    assert step.method is not None
+    place = f" (line {step.span.line})" if step.span is not None else ""
+    return f"{step.method.name}{place}: {name}"
+
+
+def _is_copy(program: Program) -> bool:
+    """Whether every result is a loaded tensor as it is: such bytes are taken over without arithmetic."""
+    loads: list[Any] = program.loads
+    return len(loads) == len(program.instructions)

@@ -1,0 +1,81 @@
+"""Block weights held against the model: names that nothing has, with the nearest ones that it has."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+
+from remelt.archs.facts import Layout
+from remelt.check.bound import BoundGraph, Step
+from remelt.core.nearest import nearest_hint
+from remelt.errors import Problem, RecipeError
+from remelt.recipe.blocks import BLOCKS, CLASSES, COMPONENTS, DEPTH, KEYS, PRESET, BlockWeights, Rule
+
+
+def check_names(graph: BoundGraph, steps: list[int], layout: Layout) -> list[Problem]:
+    """A problem for every name in block weights, and every component picked or omitted, that the model does not have."""
+    problems: list[Problem] = []
+    checked: set[BlockWeights] = set()
+    for index in steps:
+        step = graph.steps[index]
+        for name, value in step.values:
+            if isinstance(value, BlockWeights):
+                if value not in checked:
+                    checked.add(value)
+                    problems += [_problem(step, name, *found) for rule in value.rules for found in _unknown(rule, layout)]
+            elif step.method is not None and step.method.declaration.selects is not None and isinstance(value, str):
+                if value not in component_names(layout):
+                    problems.append(_problem(step, name, *_no("component", value, component_names(layout))))
+    return problems
+
+
+def component_names(layout: Layout) -> list[str]:
+    """The components of a model, aliases included."""
+    return [*layout.components, *layout.component_aliases]
+
+
+def _problem(step: Step, argument: str, message: str, hint: str | None) -> Problem:
+    spans = {} if step.input is not None else dict(step.node.spans)  # type: ignore[union-attr]
+    return Problem("", message, None if hint is None else f"hint: {hint}", spans.get(argument, step.span))
+
+
+def _no(kind: str, name: str, known: object) -> tuple[str, str | None]:
+    names = sorted(known)  # type: ignore[call-overload]
+    hint = nearest_hint(name, names)
+    if hint is None:
+        shown = names if len(names) <= 12 else [*names[:12], "..."]
+        hint = f"it has {', '.join(shown)}" if names else f"it has no {kind}s"
+    return f"the model has no {kind} {name!r}", hint
+
+
+def _unknown(rule: Rule, layout: Layout) -> Iterator[tuple[str, str | None]]:
+    if rule.kind == BLOCKS:
+        for name, _ in rule.named:
+            if name in layout.ambiguous:
+                yield f"block {name!r} may be any of {', '.join(layout.ambiguous[name])}", "write one of them in full"
+            elif name not in layout.block_names:
+                yield _no("block", name, layout.block_names)
+    elif rule.kind == COMPONENTS:
+        for name, _ in rule.named:
+            if name not in component_names(layout):
+                yield _no("component", name, component_names(layout))
+    elif rule.kind == CLASSES:
+        facts = [layout.facts(key) for key in layout.keys]
+        for name, _ in rule.named:
+            if not any(layout.matches_class(fact, name) for fact in facts):
+                yield _no("layer class", name, layout.layer_classes)
+    elif rule.kind == KEYS:
+        for pattern, _ in rule.named:
+            matcher = re.compile(fnmatch.translate(pattern))
+            if not any(matcher.match(key) for key in layout.keys):
+                yield f"no key matches {pattern!r}", nearest_hint(pattern, layout.keys)
+    elif rule.kind == PRESET:
+        try:
+            layout.preset_names(len(rule.listed))
+        except RecipeError as error:
+            yield error.message, error.hint
+    elif rule.kind == DEPTH and rule.stack is not None:
+        stacks = {stack for key in layout.keys if (stack := layout.facts(key).stack) is not None}
+        if not any(stack == rule.stack or stack.endswith("." + rule.stack) for stack in stacks):
+            yield _no("stack", rule.stack, stacks)

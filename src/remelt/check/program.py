@@ -1,0 +1,152 @@
+"""What is computed for a key: a straight line of instructions over registers, shared by all keys of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+from remelt.core.dtype import DType
+from remelt.recipe.method import Method
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """The result of an earlier instruction."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Several registers by key, for methods that need several keys."""
+
+    items: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A number that differs from key to key: its index among the task's numbers."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A value that is the same for every key."""
+
+    value: Any
+
+
+Argument = Union[Register, Bundle, Slot, Constant]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A tensor of an input: of the task's own key, or of a key named here."""
+
+    input: int
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """A method applied to registers. ``key`` and ``call`` identify it to counter-based randomness and to messages."""
+
+    method: Method[..., Any]
+    args: tuple[Argument, ...]
+    kwargs: tuple[tuple[str, Argument], ...]
+    operands: tuple[int, ...]
+    key: str | None
+    cast: DType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One tensor of what a method of cut ``model`` returned."""
+
+    register: int
+    key: str
+
+
+Instruction = Union[Load, Apply, Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What becomes of a register: a tensor of a result. ``dtype`` is a type, or the input whose own type it keeps."""
+
+    root: int
+    key: str | None
+    register: int
+    dtype: DType | int
+    source_key: str | None
+
+
+@dataclass(frozen=True)
+class Program:
+    """Instructions in order, the results, and each register's shape (None: the shape of the task's key)."""
+
+    instructions: tuple[Instruction, ...]
+    outputs: tuple[Output, ...]
+    shapes: tuple[tuple[int, ...] | None, ...]
+
+    @property
+    def loads(self) -> list[Load]:
+        """What is read, each tensor once."""
+        return [instruction for instruction in self.instructions if isinstance(instruction, Load)]
+
+    def operands(self, register: int) -> tuple[int, ...]:
+        """The registers that one instruction needs."""
+        instruction = self.instructions[register]
+        if isinstance(instruction, Apply):
+            return instruction.operands
+        return (instruction.register,) if isinstance(instruction, Item) else ()
+
+
+def compact(
+    instructions: Sequence[Instruction], outputs: Sequence[Output], shapes: Sequence[tuple[int, ...] | None]
+) -> Program:
+    """The program without instructions that no output needs, registers renumbered."""
+    needed = [False] * len(instructions)
+    for output in outputs:
+        needed[output.register] = True
+    for index in range(len(instructions) - 1, -1, -1):
+        if needed[index]:
+            instruction = instructions[index]
+            for operand in instruction.operands if isinstance(instruction, Apply) else ():
+                needed[operand] = True
+            if isinstance(instruction, Item):
+                needed[instruction.register] = True
+    if all(needed):
+        return Program(tuple(instructions), tuple(outputs), tuple(shapes))
+    moved = [-1] * len(instructions)
+    kept: list[Instruction] = []
+    for index, instruction in enumerate(instructions):
+        if needed[index]:
+            moved[index] = len(kept)
+            kept.append(_renumbered(instruction, moved))
+    return Program(
+        tuple(kept),
+        tuple(Output(o.root, o.key, moved[o.register], o.dtype, o.source_key) for o in outputs),
+        tuple(shape for shape, keep in zip(shapes, needed, strict=True) if keep),
+    )
+
+
+def _renumbered(instruction: Instruction, moved: Sequence[int]) -> Instruction:
+    if isinstance(instruction, Item):
+        return Item(moved[instruction.register], instruction.key)
+    if isinstance(instruction, Load):
+        return instruction
+    args = tuple(_argument(argument, moved) for argument in instruction.args)
+    kwargs = tuple((name, _argument(argument, moved)) for name, argument in instruction.kwargs)
+    operands = tuple(moved[operand] for operand in instruction.operands)
+    return Apply(instruction.method, args, kwargs, operands, instruction.key, instruction.cast)
+
+
+def _argument(argument: Argument, moved: Sequence[int]) -> Argument:
+    if isinstance(argument, Register):
+        return Register(moved[argument.index])
+    if isinstance(argument, Bundle):
+        return Bundle(tuple((key, moved[register]) for key, register in argument.items))
+    return argument

@@ -1,0 +1,54 @@
+"""Problems of keys in words: grouped by input, key lists folded, with the remedy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from remelt.check.inputs import Input
+from remelt.check.keys import KeyReport
+from remelt.errors import Problem
+
+_SHOWN = 6
+
+
+def problems_of(report: KeyReport, inputs: Sequence[Input]) -> Iterator[Problem]:
+    """Every problem that the keys have: missing ones first, then shapes and types."""
+    for (lacking, having, settled), keys in report.lacking.items():
+        if settled == "error":
+            plural = "s" if len(keys) != 1 else ""
+            yield Problem(
+                lacking,
+                f"lacks {len(keys)} key{plural} that {having} has: {fold_keys(keys)}",
+                f"--missing first takes {'them' if plural else 'it'} from {having}; --missing skip leaves them out",
+            )
+    variants = {given.label: given.note for given in inputs if given.note}
+    by_input: dict[str, list[str]] = {}
+    for label, message, _ in report.mismatched:
+        by_input.setdefault(label, []).append(message)
+    for label, messages in by_input.items():
+        note = variants.get(label) or next(iter(variants.values()), None)
+        for message in messages[:_SHOWN]:
+            yield Problem(label, message, note)
+        if len(messages) > _SHOWN:
+            yield Problem(label, f"and {len(messages) - _SHOWN} more tensors do not fit")
+
+
+def fold_keys(keys: Sequence[str], shown: int = _SHOWN) -> str:
+    """Keys for people: those that differ in their last part only are folded, and the tail is counted.
+
+    >>> fold_keys(["decoder.conv_in.bias", "decoder.conv_in.weight", "logit_scale"])
+    'decoder.conv_in.{bias,weight}, logit_scale'
+    """
+    by_parent: dict[str, list[str]] = {}
+    for key in keys:
+        parent, dot, leaf = key.rpartition(".")
+        by_parent.setdefault(parent + dot, []).append(leaf)
+    folded = [
+        parent + (leaves[0] if len(leaves) == 1 else "{" + ",".join(leaves) + "}") for parent, leaves in by_parent.items()
+    ]
+    if len(folded) <= shown:
+        return ", ".join(folded)
+    prefix = os.path.commonprefix(list(keys))
+    whole = f" (all begin with {prefix!r})" if len(prefix) > 3 else ""
+    return f"{', '.join(folded[:shown])} and {len(folded) - shown} more{whole}"

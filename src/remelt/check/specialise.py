@@ -1,0 +1,334 @@
+"""The recipe for one kind of key: which steps have a value there, and the program that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from remelt.archs.facts import KeyFacts
+from remelt.check.bound import BoundGraph, Step
+from remelt.check.inputs import Input
+from remelt.check.program import (
+    Apply,
+    Argument,
+    Bundle,
+    Constant,
+    Instruction,
+    Item,
+    Load,
+    Output,
+    Program,
+    Register,
+    Slot,
+    compact,
+)
+from remelt.core.dtype import DType
+from remelt.recipe.blocks import BlockWeights
+from remelt.recipe.method import Group
+
+Place = tuple[int, str | None]
+Shape = tuple[int, ...]
+
+
+class Kind(NamedTuple):
+    """What the recipe must know of a key: its facts, the numbers of the slots there, whether it is only copied."""
+
+    facts: KeyFacts
+    numbers: Sequence[float]
+    copied: bool
+
+
+Describe = Callable[[str | None], Kind]
+
+
+@dataclass(frozen=True)
+class Stranded:
+    """A result that cannot be computed for a key: what lacks it, or which shapes do not fit."""
+
+    root: int
+    key: str | None
+    lacking: tuple[str, ...] = ()
+    shapes: tuple[str, str] | None = None
+
+
+class _State(NamedTuple):
+    """A step at a key: its register (None: absent), whose element type it has, and why it is absent."""
+
+    register: int | None
+    dtype: DType | int = 0
+    source_key: str | None = None
+    lacking: tuple[str, ...] = ()
+    shapes: tuple[str, str] | None = None
+
+
+_SLOT = object()
+
+
+class Specialiser:
+    """Walks the bound steps for one kind of key at a time."""
+
+    def __init__(
+        self, graph: BoundGraph, steps: Sequence[int], roots: Sequence[int], inputs: Mapping[int, Input],
+        masses: Sequence[float | None],
+    ) -> None:
+        self.graph, self.steps, self.roots, self.inputs, self.masses = graph, steps, roots, inputs, masses
+        self.slots: list[tuple[Step, str, BlockWeights, float]] = []
+        self.slot_of: dict[tuple[int, str], int] = {}
+        self.selecting: list[int] = []
+        self.shapes_change = False
+        self.casts: dict[int, DType] = {}
+        for index in steps:
+            self._prepare(index, graph.steps[index])
+
+    def _prepare(self, index: int, step: Step) -> None:
+        if step.method is None:
+            return
+        declaration = step.method.declaration
+        if declaration.selects is not None:
+            self.selecting.append(index)
+        self.shapes_change |= declaration.shape is not None
+        for name, value in step.values:
+            if isinstance(value, BlockWeights):
+                default = next(p.default for p in step.method.parameters if p.name == name)
+                self.slot_of[index, name] = len(self.slots)
+                self.slots.append((step, name, value, default if isinstance(default, float) else 0.0))
+            if name == declaration.casts and isinstance(value, str):
+                self.casts[index] = DType.parse(value)
+
+    def selected(self, facts: KeyFacts) -> tuple[bool, ...]:
+        """Which of the picking and omitting steps let the key through."""
+        return tuple(self.selects(index, facts) for index in self.selecting)
+
+    def selects(self, index: int, facts: KeyFacts) -> bool:
+        """Whether a picking or omitting step lets the key through."""
+        step = self.graph.steps[index]
+        assert step.method is not None and step.method.declaration.selects is not None
+        return step.method.declaration.selects(facts, dict(step.values))
+
+    def shortcuts(self, numbers: Sequence[float]) -> tuple[float | None, ...]:
+        """Which of the numbers make operands idle: the values at which they do, None elsewhere."""
+        found: list[float | None] = []
+        for (step, name, _, _), number in zip(self.slots, numbers, strict=True):
+            assert step.method is not None
+            hit = any(s.parameter == name and s.value == number for s in step.method.declaration.shortcuts)
+            found.append(number if hit else None)
+        return tuple(found)
+
+    def copy_of(self, index: int, root: int) -> Program:
+        """The program that takes an input's tensor over as it is."""
+        return Program((Load(index, None),), (Output(root, None, 0, index, None),), (None,))
+
+    def specialise(
+        self, keys: Sequence[str | None], present: set[Place], describe: Describe,
+        shapes: Mapping[Place, Shape] | None, groups: Mapping[int, Mapping[str, Group]] | None = None,
+        only: int | None = None,
+    ) -> tuple[Program | None, list[Stranded]]:
+        """The program of the results at these keys, and the results that cannot be computed there.
+
+        ``keys`` is ``(None,)`` for a key left open; ``describe`` tells its kind; ``groups`` gives, for each step of cut ``model``, the group of each
+        key; ``only`` asks for one step's value instead of the results'.
+        """
+        walk = _Walk(self, present, describe, shapes, groups or {})
+        roots = [only] if only is not None else list(self.roots)
+        needed = walk.needed(roots, keys)
+        for index in self.steps:
+            for key in needed.get(index, ()):
+                walk.states[index, key] = walk.visit(index, key)
+        outputs: list[Output] = []
+        stranded: list[Stranded] = []
+        for position, root in enumerate(roots):
+            for key in keys:
+                state = walk.states[root, key]
+                if state.register is not None:
+                    outputs.append(Output(position, key, state.register, state.dtype, state.source_key))
+                elif state.lacking or state.shapes:
+                    stranded.append(Stranded(position, key, state.lacking, state.shapes))
+        program = compact(walk.instructions, outputs, walk.shapes) if outputs else None
+        return program, stranded
+
+
+class _Walk:
+    """One walk over the steps: states by step and key, instructions as they arise."""
+
+    def __init__(
+        self, owner: Specialiser, present: set[Place], describe: Describe,
+        given: Mapping[Place, Shape] | None, groups: Mapping[int, Mapping[str, Group]],
+    ) -> None:
+        self.owner, self.present, self.describe, self.given, self.groups = owner, present, describe, given, groups
+        self.states: dict[Place, _State] = {}
+        self.instructions: list[Instruction] = []
+        self.shapes: list[Shape | None] = []
+        self.loaded: dict[Place, int] = {}
+        self.computed: dict[tuple[int, tuple[str, ...]], int] = {}
+
+    def needed(self, roots: Sequence[int], keys: Sequence[str | None]) -> dict[int, Sequence[str | None]]:
+        """Which keys of each step the results need; more than their own only through methods of cut ``model``."""
+        if not self.groups:
+            return {index: keys for index in self.owner.steps}
+        wanted: dict[int, dict[str | None, None]] = {root: dict.fromkeys(keys) for root in roots}
+        for index in reversed(self.owner.steps):
+            here = wanted.get(index)
+            if not here:
+                continue
+            by_key = self.groups.get(index, {})
+            for key in list(here):
+                group = by_key.get(key) if key is not None else None
+                below = group.inputs if group is not None else (key,)
+                if group is not None:
+                    here.update(dict.fromkeys(group.outputs))
+                for _, operand in self.owner.graph.steps[index].operands:
+                    wanted.setdefault(operand, {}).update(dict.fromkeys(below))
+        return {index: list(found) for index, found in wanted.items()}
+
+    def emit(self, instruction: Instruction, shape: Shape | None) -> int:
+        self.instructions.append(instruction)
+        self.shapes.append(shape)
+        return len(self.instructions) - 1
+
+    def visit(self, index: int, key: str | None) -> _State:
+        step = self.owner.graph.steps[index]
+        if step.input is not None:
+            if (step.input, key) not in self.present:
+                return _State(None, lacking=(self.owner.inputs[step.input].label,))
+            place = (step.input, key)
+            if place not in self.loaded:
+                shape = None if self.given is None else self.given[place]
+                self.loaded[place] = self.emit(Load(step.input, key), shape)
+            return _State(self.loaded[place], step.input, key)
+        assert step.method is not None
+        if index in self.groups and key is not None and key in self.groups[index]:
+            return self.visit_group(index, step, self.groups[index][key], key)
+        operands = [self.states[operand, key] for _, operand in step.operands]
+        if index in self.owner.selecting and not self.owner.selects(index, self.describe(key).facts):
+            return _State(None, lacking=())
+        declaration = step.method.declaration
+        if declaration.first_present or declaration.cut == "model":
+            return self.first_present(operands)
+        if self.describe(key).copied:
+            tensors = [s for s, (_, o) in zip(operands, step.operands, strict=True) if self.owner.masses[o] is not None]
+            return self.first_present(tensors)
+        idle = self.shortcut(index, step, operands, key)
+        if idle is not None:
+            return idle
+        if any(state.register is None for state in operands):
+            return self.absent(step, operands)
+        return self.apply(index, step, operands, key)
+
+    def first_present(self, operands: Sequence[_State]) -> _State:
+        for state in operands:
+            if state.register is not None:
+                return state
+        return _State(None, lacking=_joined(operands))
+
+    def absent(self, step: Step, operands: Sequence[_State]) -> _State:
+        """Some operand has no such key: the call has none either, and says whose fault that is."""
+        shapes = next((state.shapes for state in operands if state.shapes is not None), None)
+        lacking = _joined(operands)
+        if not lacking and shapes is None and any(state.register is not None for state in operands):
+            place = f" (line {step.span.line})" if step.span is not None else ""
+            lacking = (f"an operand of {step.method.name}{place}",)  # type: ignore[union-attr]
+        return _State(None, lacking=lacking, shapes=shapes)
+
+    def shortcut(self, index: int, step: Step, operands: Sequence[_State], key: str | None) -> _State | None:
+        assert step.method is not None
+        if not step.method.declaration.shortcuts:
+            return None
+        values = dict(step.values)
+        for shortcut in step.method.declaration.shortcuts:
+            slot = self.owner.slot_of.get((index, shortcut.parameter))
+            number = values.get(shortcut.parameter) if slot is None else self.describe(key).numbers[slot]
+            if number == shortcut.value:
+                for (name, _), state in zip(step.operands, operands, strict=True):
+                    if name == shortcut.result:
+                        return state
+        return None
+
+    def apply(self, index: int, step: Step, operands: Sequence[_State], key: str | None) -> _State:
+        assert step.method is not None
+        registers = [state.register for state in operands if state.register is not None]
+        shapes = [self.shapes[register] for register in registers]
+        declaration = step.method.declaration
+        shape = shapes[0]
+        if self.given is not None:
+            known = [known for known in shapes if known is not None]
+            if declaration.shape is not None:
+                shape = declaration.shape(known, dict(step.values))
+            elif any(other != known[0] for other in known):
+                return _State(None, shapes=self.mismatch(step, registers, known, key))
+        arguments, keywords = self.arguments(index, step, registers, key)
+        cast = self.owner.casts.get(index)
+        own_key = key if self.groups else None
+        applied = Apply(step.method, arguments, keywords, tuple(registers), own_key, cast)
+        dtype = cast if cast is not None else operands[0].dtype
+        return _State(self.emit(applied, shape), dtype, operands[0].source_key)
+
+    def arguments(
+        self, index: int, step: Step, registers: Sequence[int], key: str | None
+    ) -> tuple[tuple[Argument, ...], tuple[tuple[str, Argument], ...]]:
+        """The function's arguments, in its order: operands in registers, values as constants or slots."""
+        assert step.method is not None
+        by_name: dict[str, list[Argument]] = {}
+        for (name, _), register in zip(step.operands, registers, strict=True):
+            by_name.setdefault(name, []).append(Register(register))
+        for name, value in step.values:
+            slot = self.owner.slot_of.get((index, name))
+            argument = Constant(value) if slot is None else self.number(slot, key)
+            by_name.setdefault(name, []).append(argument)
+        args: list[Argument] = []
+        kwargs: list[tuple[str, Argument]] = []
+        for parameter in step.method.parameters:
+            if parameter.keyword_only:
+                kwargs += [(parameter.name, argument) for argument in by_name.get(parameter.name, ())]
+            else:
+                args += by_name.get(parameter.name, ())
+        return tuple(args), tuple(kwargs)
+
+    def number(self, slot: int, key: str | None) -> Argument:
+        """A number that differs by key: open while the key is open, else known."""
+        return Slot(slot) if key is None else Constant(self.describe(key).numbers[slot])
+
+    def mismatch(
+        self, step: Step, registers: Sequence[int], shapes: Sequence[Shape], key: str | None
+    ) -> tuple[str, str]:
+        """Which input's tensor has another shape than the first operand's."""
+        odd = next(position for position, shape in enumerate(shapes) if shape != shapes[0])
+        labels = [self.label(register) for register in registers]
+        assert step.method is not None
+        message = (
+            f"{{key}} is {list(shapes[odd])}, but {list(shapes[0])} in {labels[0]}: "
+            f"{step.method.name} needs tensors of one shape"
+        )
+        return labels[odd], message
+
+    def label(self, register: int) -> str:
+        instruction = self.instructions[register]
+        while isinstance(instruction, Apply):
+            instruction = self.instructions[instruction.operands[0]]
+        if isinstance(instruction, Load):
+            return self.owner.inputs[instruction.input].label
+        return "a computed tensor"
+
+    def visit_group(self, index: int, step: Step, group: Group, key: str) -> _State:
+        """A method of cut ``model``: called once for its group, each output an item of what it returns."""
+        if key not in group.outputs:
+            return self.first_present([self.states[operand, key] for _, operand in step.operands])
+        assert step.method is not None
+        operands = {(o, k): self.states[o, k] for _, o in step.operands for k in group.inputs}
+        if any(state.register is None for state in operands.values()):
+            return self.absent(step, list(operands.values()))
+        first = step.operands[0][1]
+        place = (index, group.outputs)
+        if place not in self.computed:
+            bundles = [Bundle(tuple((k, operands[o, k].register) for k in group.inputs)) for _, o in step.operands]  # type: ignore[misc]
+            flat = tuple(register for bundle in bundles for _, register in bundle.items)
+            _, keywords = self.arguments(index, step, [0] * len(step.operands), key)
+            plain = tuple((name, argument) for name, argument in keywords if not isinstance(argument, Register))
+            self.computed[place] = self.emit(Apply(step.method, tuple(bundles), plain, flat, key), None)
+        state = self.states[first, key]
+        item = self.emit(Item(self.computed[place], key), self.shapes[state.register or 0])
+        return _State(item, state.dtype, state.source_key)
+
+
+def _joined(operands: Sequence[_State]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label for state in operands for label in state.lacking))

@@ -1,0 +1,95 @@
+"""Options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from remelt.api.options import MergeOptions
+from remelt.errors import OptionError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_COMMON = [
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+]
+_MODELS = [
+    click.option(
+        "--models-dir", "models_dirs", multiple=True, metavar="FOLDER", type=click.Path(path_type=Path),
+        help="A folder of models, repeatable; also REMELT_MODELS_DIR and the config file.",
+    ),
+    click.option(
+        "--plugin", "plugins", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
+        help="A Python file with merge methods of yours, repeatable. It is run.",
+    ),
+]
+_MERGING = [
+    click.argument("sources", nargs=-1, required=True, metavar="RECIPE... | MODEL MODEL..."),
+    click.option("-o", "--output", metavar="PATH", help="The file to write, or a folder for several recipes or shards."),
+    click.option("-m", "--method", metavar="NAME", help="Merge the models given by this method, without a recipe."),
+    click.option("-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME VALUE",
+                 help="An argument of the method, or a parameter of the recipe; repeatable."),
+    click.option("--compute-dtype", default="float32", show_default=True, metavar="TYPE", help="What arithmetic is done in."),
+    click.option("--dtype", metavar="TYPE", help="Element type of the output; by default each tensor keeps its own."),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or mps."),
+    click.option("--threads", type=click.IntRange(min=1), help="By default one a core, at most 8."),
+    click.option("--memory", metavar="SIZE", help="Memory budget, as in 4GiB; by default a quarter of what is available."),
+    click.option("--max-shard-size", metavar="SIZE", help="Write a folder of shards of at most this size."),
+    click.option("--missing", type=click.Choice(["error", "first", "skip"]), default="error", show_default=True,
+                 help="Keys that one input lacks."),
+    click.option("--nonfinite", type=click.Choice(["error", "keep", "missing"]), default="error", show_default=True,
+                 help="NaN and infinities in the inputs."),
+    click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete."),
+    click.option("--fallback", metavar="MODEL", help="A model that gives what the result lacks."),
+]
+
+
+def common(command: F) -> F:
+    """`--json` and `--debug`."""
+    return _apply(_COMMON, command)
+
+
+def models(command: F) -> F:
+    """Where models and plugins are found."""
+    return _apply(_MODELS, command)
+
+
+def merging(command: F) -> F:
+    """Everything that says what to merge and how."""
+    return _apply(_MERGING, command)
+
+
+def _apply(options: list[Any], command: F) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def merge_options(given: dict[str, Any]) -> MergeOptions:
+    """The options of a merge from those of the command line."""
+    names = ("models_dirs", "compute_dtype", "dtype", "device", "threads", "memory", "max_shard_size", "missing",
+             "nonfinite", "overwrite", "fallback")
+    return MergeOptions(**{name: given[name] for name in names})
+
+
+def load_plugins(paths: tuple[Path, ...]) -> None:
+    """Register the merge methods of plugin files."""
+    if paths:
+        from remelt.methods import METHODS
+
+        for path in paths:
+            METHODS.add_file(path)
+
+
+def split_pairs(pairs: tuple[tuple[str, str], ...], option: str) -> dict[str, str]:
+    """Name and value pairs as a dictionary; a name given twice is refused."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            raise OptionError(f"{option} {name} is given twice: {found[name]!r} and {value!r}")
+        found[name] = value
+    return found

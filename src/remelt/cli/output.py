@@ -1,0 +1,95 @@
+"""What commands print: plans, tables and progress for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from remelt.core.units import format_bytes, format_seconds
+from remelt.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from remelt.api.merging import Watch
+    from remelt.engine.run import Progress
+
+_QUIET = 5.0
+"""Seconds between two lines of progress in a log."""
+
+
+def echo_json(value: object) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """A plan for programs: everything but the tasks."""
+    return {
+        "inputs": [asdict(given) for given in plan.inputs],
+        "outputs": [
+            {"path": output.path, "space": output.space, "tensors": len(output.tensors), "size": output.size,
+             "files": [file.name for file in output.layout.files] if output.layout is not None else []}
+            for output in plan.outputs
+        ],
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "peak_memory": plan.peak_memory,
+        "memory_budget": plan.memory_budget,
+        "threads": plan.threads,
+        "seconds": plan.seconds,
+        "warnings": list(plan.warnings),
+        "notes": list(plan.notes),
+    }
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Watch | None]:
+    """A bar with rate and time left on a terminal, a line now and then in a log, nothing where asked."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar() as watch:
+            yield watch
+    else:
+        yield _Lines().watch
+
+
+@contextmanager
+def _bar() -> Iterator[Watch]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("merging"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("merging", total=None)
+
+        def watch(progress: Progress) -> None:
+            bar.update(task, completed=progress.done, total=progress.total)
+
+        yield watch
+
+
+class _Lines:
+    """Progress for a log: at most a line every few seconds."""
+
+    def __init__(self) -> None:
+        self.begun = self.told = time.monotonic()
+
+    def watch(self, progress: Progress) -> None:
+        """Tell, where it is time."""
+        now = time.monotonic()
+        if now - self.told < _QUIET or not progress.done:
+            return
+        self.told = now
+        rate = progress.done / (now - self.begun)
+        left = format_seconds((progress.total - progress.done) / rate)
+        click.echo(
+            f"{format_bytes(progress.done)} of {format_bytes(progress.total)}, {format_bytes(int(rate))}/s, {left} left", err=True
+        )

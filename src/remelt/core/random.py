@@ -1,0 +1,48 @@
+"""Random numbers by position: the same for any tile size, number of threads, order or machine.
+
+Each number is a pure function of (seed, method, key, stream, element), by numpy's Philox generator: the first four
+make its key, the element its counter. A generator that carries state could not give that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PER_BLOCK = 4
+"""64-bit words that Philox makes of one counter value."""
+
+
+@dataclass(frozen=True)
+class Random:
+    """The random numbers of a slice of one tensor, in one call of one method.
+
+    ``offset`` is the slice's first element in the flattened tensor, ``size`` its number of elements.
+
+    >>> whole = Random(seed=1, method="dropout", key="x.weight", offset=0, size=10)
+    >>> part = Random(seed=1, method="dropout", key="x.weight", offset=6, size=3)
+    >>> bool((whole.uniform()[6:9] == part.uniform()).all())
+    True
+    """
+
+    seed: int
+    method: str
+    key: str
+    offset: int
+    size: int
+
+    def uniform(self, stream: int = 0) -> NDArray[np.float64]:
+        """Numbers in [0, 1), one an element, of shape ``(size,)``; each ``stream`` (say, an input's index) has its own."""
+        return (self._words(stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def _words(self, stream: int) -> NDArray[np.uint64]:
+        identity = "\0".join((str(self.seed), self.method, self.key, str(stream)))
+        digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        philox = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
+        block, skipped = divmod(self.offset, _PER_BLOCK)
+        philox.advance(block)
+        words = philox.random_raw(skipped + self.size)
+        return np.asarray(words, dtype=np.uint64)[skipped:]

@@ -1,0 +1,39 @@
+"""What a header says of a tensor: element type and shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from remelt.core.dtype import DType
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor's element type and shape, without its data.
+
+    >>> TensorInfo(DType.F16, (4, 3)).nbytes
+    24
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements; 1 for a 0-dimensional tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+def total_bytes(infos: Iterable[TensorInfo]) -> int:
+    """The sum of their sizes, in bytes."""
+    return sum(info.nbytes for info in infos)

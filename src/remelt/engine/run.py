@@ -1,0 +1,222 @@
+"""Running a plan: threads take units in reading order within the memory budget; progress comes out as it happens."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from remelt.check.keys import Task
+from remelt.check.program import Load, Output, Program
+from remelt.core.dtype import DType
+from remelt.engine.finite import FiniteReport, NonFinite, is_finite
+from remelt.engine.sink import Sink
+from remelt.engine.tensors import TORCH, tensor_over
+from remelt.engine.tiles import Stopped, TaskRun, Workplace
+from remelt.errors import NonFiniteError
+from remelt.formats.checkpoint import Checkpoint
+from remelt.planning.cost import SLICE, TILE, task_cost
+from remelt.planning.passes import schedule
+from remelt.planning.plan import Plan, PlannedTask
+
+_PATIENCE = 0.1
+"""Seconds that the main thread waits at most before it looks for an interrupt."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a merge is: bytes of results written, of how many."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to run a plan: where inputs and results are, on which device, and what to do about NaN and infinities."""
+
+    checkpoints: Mapping[int, Checkpoint]
+    labels: Mapping[int, str]
+    sinks: Sequence[Sink]
+    nonfinite: NonFinite = "error"
+    device: str = "cpu"
+    sources: Sequence[Sequence[int]] = ()
+    """For each result, the models that may stand in where a tensor counts as missing, in order."""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    planned: PlannedTask
+    start: int = 0
+    stop: int | None = None
+
+
+def run(plan: Plan, execution: Execution, report: FiniteReport) -> Iterator[Progress]:
+    """Run the plan, yielding progress; the results are complete in their sinks when it ends.
+
+    Raises `NonFiniteError` with all keys where NaN or infinities are refused, and whatever a method raised. Closing
+    the iterator early stops the threads.
+    """
+    yield from _Run(plan, execution, report).events()
+
+
+class _Run:
+    def __init__(self, plan: Plan, execution: Execution, report: FiniteReport) -> None:
+        self.plan, self.execution, self.report = plan, execution, report
+        self.units = deque(_units(plan.tasks, whole=execution.nonfinite == "missing"))
+        self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
+        self.stop = threading.Event()
+        self.events_out: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        self.gate = _Gate(plan.memory_budget)
+        self.place = Workplace(
+            checkpoints=execution.checkpoints,
+            labels=execution.labels,
+            sinks=execution.sinks,
+            report=report,
+            compute=TORCH[DType.parse(plan.compute_dtype)],
+            device=torch.device(execution.device),
+            stopped=self.stop.is_set,
+            wrote=self.events_out.put,
+        )
+
+    def events(self) -> Iterator[Progress]:
+        threads = [threading.Thread(target=self.work, daemon=True) for _ in range(self.plan.threads)]
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        running, done = len(threads), 0
+        try:
+            for thread in threads:
+                thread.start()
+            while running:
+                try:
+                    event = self.events_out.get(timeout=_PATIENCE)
+                except queue.Empty:
+                    continue
+                if event is None:
+                    running -= 1
+                elif isinstance(event, BaseException):
+                    raise event
+                else:
+                    done += event
+                    yield Progress(done, self.total)
+        finally:
+            self.stop.set()
+            self.gate.open()
+            for thread in threads:
+                if thread.is_alive():
+                    thread.join()
+            torch.set_num_threads(before)
+        if self.execution.nonfinite == "error" and (self.report.inputs or self.report.results):
+            raise NonFiniteError(
+                "\n".join(["NaN or infinity, and nothing was published:", *self.report.describe()]),
+                hint="--nonfinite keep merges them as they are, --nonfinite missing treats such tensors as missing",
+            )
+
+    def work(self) -> None:
+        try:
+            while not self.stop.is_set():
+                try:
+                    unit = self.units.popleft()
+                except IndexError:
+                    break
+                with self.gate.holding(unit.planned.cost.memory):
+                    self.one(unit)
+        except Stopped:
+            pass
+        except BaseException as error:
+            self.events_out.put(error)
+        self.events_out.put(None)
+
+    def one(self, unit: _Unit) -> None:
+        if self.execution.nonfinite == "missing":
+            for planned in self.replaced(unit.planned):
+                TaskRun(planned, self.place).run()
+            return
+        TaskRun(unit.planned, self.place).run(unit.start, unit.stop)
+
+    def replaced(self, planned: PlannedTask) -> list[PlannedTask]:
+        """The task, or where a tensor that it reads is not finite, copies from the first models that are."""
+        task = planned.task
+        spoiled = {(load.input, key) for load in task.program.loads if not self.finite(load.input, key := load.key or task.key)}
+        if not spoiled:
+            return [planned]
+        copies = []
+        for root, key, info in task.outputs:
+            having = [index for index in self.execution.sources[root] if key in self.execution.checkpoints[index].tensors]
+            sound = [index for index in having if (index, key) not in spoiled and self.finite(index, key)]
+            source = (sound or having)[0]
+            self.report.add_replaced(key, self.execution.labels[source])
+            program = Program((Load(source, None),), (Output(root, None, 0, source, None),), (None,))
+            copy = Task(key, program, (), info.shape, ((root, key, info),), copy=True)
+            passes = schedule(program)
+            copies.append(PlannedTask(copy, passes, task_cost(copy, passes, 4), info.nbytes, True))
+        return copies
+
+    def finite(self, index: int, key: str) -> bool:
+        """Whether an input's tensor is finite, looked at tile by tile; told where it is not."""
+        checkpoint = self.execution.checkpoints[index]
+        info = checkpoint.tensors[key]
+        step = TILE * info.dtype.itemsize
+        for begin in range(0, info.nbytes if info.dtype.is_float else 0, step):
+            if self.stop.is_set():
+                raise Stopped
+            if not is_finite(tensor_over(checkpoint.read(key, begin, min(begin + step, info.nbytes)), info.dtype)):
+                self.report.add_input(self.execution.labels[index], key)
+                return False
+        return True
+
+
+def _units(tasks: Sequence[PlannedTask], *, whole: bool) -> Iterator[_Unit]:
+    for planned in tasks:
+        size = _size(planned)
+        if whole or not planned.divisible or size <= SLICE:
+            yield _Unit(planned)
+            continue
+        for start in range(0, size, SLICE):
+            yield _Unit(planned, start, min(start + SLICE, size))
+
+
+def _size(planned: PlannedTask) -> int:
+    return math.prod(planned.task.outputs[0][2].shape)
+
+
+class _Gate:
+    """Admits work while the memory that it declares fits the budget; one unit always may go."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.held = 0
+        self.opened = False
+        self.condition = threading.Condition()
+
+    def open(self) -> None:
+        """Let everyone through: the merge is over."""
+        with self.condition:
+            self.opened = True
+            self.condition.notify_all()
+
+    def holding(self, amount: int) -> _Hold:
+        """Hold an amount while a block runs."""
+        return _Hold(self, amount)
+
+
+@dataclass
+class _Hold:
+    gate: _Gate
+    amount: int
+
+    def __enter__(self) -> None:
+        with self.gate.condition:
+            while self.gate.held and self.gate.held + self.amount > self.gate.budget and not self.gate.opened:
+                self.gate.condition.wait()
+            self.gate.held += self.amount
+
+    def __exit__(self, *_: object) -> None:
+        with self.gate.condition:
+            self.gate.held -= self.amount
+            self.gate.condition.notify_all()

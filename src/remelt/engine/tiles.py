@@ -1,0 +1,240 @@
+"""One task, tile by tile: load and convert, apply the methods, convert and write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from remelt.check.keys import Task
+from remelt.check.program import Apply, Argument, Bundle, Constant, Item, Load, Register, Slot
+from remelt.core.dtype import DType
+from remelt.core.random import Random
+from remelt.engine.finite import FiniteReport, is_finite
+from remelt.engine.sink import Sink
+from remelt.engine.tensors import TORCH, bytes_of, tensor_over
+from remelt.errors import MethodError, RemeltError
+from remelt.formats.checkpoint import Checkpoint
+from remelt.planning.cost import CHUNK
+from remelt.planning.passes import Sweep, WholeCall
+from remelt.planning.plan import PlannedTask
+from remelt.recipe.signature import reduce_tile
+
+
+class Stopped(Exception):
+    """The merge was told to stop."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What every task of a merge works with."""
+
+    checkpoints: Mapping[int, Checkpoint]
+    labels: Mapping[int, str]
+    sinks: Sequence[Sink]
+    report: FiniteReport
+    compute: torch.dtype
+    device: torch.device
+    stopped: Callable[[], bool]
+    wrote: Callable[[int], None]
+
+
+class TaskRun:
+    """The execution of one task, whole or a slice of it."""
+
+    def __init__(self, planned: PlannedTask, place: Workplace) -> None:
+        self.planned, self.task, self.place = planned, planned.task, place
+        self.program = planned.task.program
+        self.whole: dict[int, Any] = {}
+        self.sums: dict[int, dict[str, torch.Tensor]] = {}
+        self.spoiled = False
+
+    def run(self, start: int = 0, stop: int | None = None) -> None:
+        """Run all passes, or those elements of the only one."""
+        for one in self.planned.passes.passes:
+            if isinstance(one, Sweep):
+                self.sweep(one, start, stop)
+            else:
+                self.call(one)
+
+    def sweep(self, sweep: Sweep, start: int, stop: int | None) -> None:
+        """One pass over tiles; elements outside ``start`` to ``stop`` are left to others."""
+        shape = self.task.shape if sweep.shape is None else sweep.shape
+        size = math.prod(shape)
+        end = size if stop is None else min(stop, size)
+        tile = max(self.planned.cost.tile, CHUNK) if sweep.reductions else self.planned.cost.tile
+        for register in sweep.gathers:
+            self.whole[register] = torch.empty(shape, dtype=self.place.compute, device=self.place.device)
+        sums: dict[int, dict[str, torch.Tensor]] = {}
+        for begin in range(start, max(end, start + 1), tile):
+            if self.place.stopped():
+                raise Stopped
+            finish = min(begin + tile, end)
+            values = self.evaluate(sweep, begin, finish, size)
+            for register, number in sweep.reductions:
+                self.reduce(register, number, values, begin, finish, sums.setdefault(register, {}))
+            for register in sweep.gathers:
+                self.whole[register].view(-1)[begin:finish] = values[register]
+            for position in sweep.outputs:
+                self.write(position, values[self.program.outputs[position].register], begin)
+        for register, found in sums.items():
+            self.sums.setdefault(register, {}).update(found)
+
+    def evaluate(self, sweep: Sweep, begin: int, end: int, size: int) -> dict[int, torch.Tensor]:
+        """The registers of a sweep for one tile; those that nothing needs any more are let go at once."""
+        values: dict[int, Any] = {}
+        for register, freed in zip(sweep.order, sweep.frees, strict=True):
+            instruction = self.program.instructions[register]
+            if register in self.whole and register not in sweep.gathers:
+                values[register] = self.whole[register].reshape(-1)[begin:end]
+            elif isinstance(instruction, Load):
+                values[register] = self.load(instruction, begin, end)
+            elif isinstance(instruction, Apply):
+                values[register] = self.apply(register, instruction, values, begin, end)
+            for old in freed:
+                del values[old]
+        return values
+
+    def load(self, load: Load, begin: int, end: int) -> torch.Tensor:
+        """A tile of an input in the compute type, looked at for NaN and infinities."""
+        key = load.key or self.task.key
+        checkpoint = self.place.checkpoints[load.input]
+        dtype = checkpoint.tensors[key].dtype
+        width = dtype.itemsize
+        raw = tensor_over(checkpoint.read(key, begin * width, end * width), dtype)
+        if self.task.copy:
+            if dtype.is_float and not is_finite(raw):
+                self.place.report.add_input(self.place.labels[load.input], key)
+                self.spoiled = True
+            return raw
+        values = raw.to(device=self.place.device, dtype=self.place.compute)
+        if not is_finite(values):
+            self.place.report.add_input(self.place.labels[load.input], key)
+            self.spoiled = True
+        return values
+
+    def apply(self, register: int, instruction: Apply, values: Mapping[int, Any], begin: int, end: int) -> torch.Tensor:
+        """A method on one tile, with what the engine gives it: sums and random numbers."""
+        method = instruction.method
+        args, kwargs = self.arguments(instruction, values)
+        self.give(instruction, register, kwargs, begin, end - begin)
+        result = self.guard(instruction, args, kwargs)
+        if not isinstance(result, torch.Tensor) or result.numel() != end - begin:
+            got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise MethodError(
+                f"{method.name} is declared to work by element, but made {got} of {end - begin} elements of {self.task.key}",
+                hint='declare it with cut="tensor"',
+            )
+        return self.settled(result.reshape(-1), instruction.cast)
+
+    def settled(self, result: torch.Tensor, cast: DType | None) -> torch.Tensor:
+        """A result in the compute type, rounded to the type of a cast."""
+        if cast is not None:
+            result = result.to(TORCH[cast])
+        return result.to(self.place.compute)
+
+    def arguments(self, instruction: Apply, values: Mapping[int, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The function's arguments, from registers, numbers and constants."""
+        args = [self.argument(argument, values) for argument in instruction.args]
+        return args, {name: self.argument(argument, values) for name, argument in instruction.kwargs}
+
+    def argument(self, argument: Argument, values: Mapping[int, Any]) -> Any:
+        """One argument's value."""
+        if isinstance(argument, Register):
+            return values[argument.index]
+        if isinstance(argument, Slot):
+            return self.task.numbers[argument.index]
+        if isinstance(argument, Constant):
+            return argument.value
+        assert isinstance(argument, Bundle)
+        return {key: values[register] for key, register in argument.items}
+
+    def give(self, instruction: Apply, register: int, kwargs: dict[str, Any], begin: int, size: int) -> None:
+        """Add what a method asks of the engine."""
+        given = instruction.method.given
+        key = instruction.key or self.task.key
+        if "sums" in given:
+            kwargs["sums"] = self.sums[register]
+        if "key" in given:
+            kwargs["key"] = key
+        if "random" in given:
+            kwargs["random"] = Random(int(kwargs.get("seed", 0)), instruction.method.name, key, begin, size)
+
+    def guard(self, instruction: Apply, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The method's result, or what it raised, named by method and key."""
+        try:
+            return instruction.method.function(*args, **kwargs)
+        except RemeltError:
+            raise
+        except Exception as error:
+            raise MethodError(
+                f"{instruction.method.name} failed on {instruction.key or self.task.key}: {type(error).__name__}: {error}"
+            ) from error
+
+    def reduce(
+        self, register: int, number: int, values: Mapping[int, Any], begin: int, end: int, sums: dict[str, torch.Tensor]
+    ) -> None:
+        """Add a tile's partial sums, chunk by chunk: the chunks are the same for any tile size."""
+        instruction = self.program.instructions[register]
+        assert isinstance(instruction, Apply)
+        args, kwargs = self.arguments(instruction, values)
+        reduction = instruction.method.declaration.reductions[number]
+        earlier = self.sums.get(register, {})
+        for first in range(0, max(end - begin, 1), CHUNK):
+            part = [self.slice(arg, first, first + CHUNK) for arg in args]
+            named = {name: self.slice(value, first, first + CHUNK) for name, value in kwargs.items()}
+            for name, partial in reduce_tile(instruction.method, reduction, part, named, earlier).items():
+                sums[name] = partial if name not in sums else sums[name] + partial
+
+    @staticmethod
+    def slice(value: Any, begin: int, end: int) -> Any:
+        """Elements of a tile's tensor; anything else as it is."""
+        return value[begin:end] if isinstance(value, torch.Tensor) else value
+
+    def call(self, call: WholeCall) -> None:
+        """A method on whole tensors, and the items of a method that returns several."""
+        instruction = self.program.instructions[call.register]
+        assert isinstance(instruction, Apply)
+        args, kwargs = self.arguments(instruction, self.whole)
+        first = next(arg for arg in args if isinstance(arg, (torch.Tensor, Mapping)))
+        size = first.numel() if isinstance(first, torch.Tensor) else 0
+        self.give(instruction, call.register, kwargs, 0, size)
+        result = self.guard(instruction, args, kwargs)
+        if isinstance(result, Mapping):
+            self.keep_items(call.register, instruction, result)
+        else:
+            self.whole[call.register] = self.checked(call.register, instruction, result)
+        for register in call.drops:
+            self.whole.pop(register, None)
+
+    def keep_items(self, register: int, instruction: Apply, result: Mapping[str, Any]) -> None:
+        """The tensors that a method of cut ``model`` returned, each to the register that stands for it."""
+        for index, item in enumerate(self.program.instructions):
+            if isinstance(item, Item) and item.register == register:
+                if item.key not in result:
+                    raise MethodError(f"{instruction.method.name} declares {item.key} among its outputs, but left it out")
+                self.whole[index] = self.checked(index, instruction, result[item.key])
+
+    def checked(self, register: int, instruction: Apply, result: Any) -> torch.Tensor:
+        """A whole result of the declared shape, in the compute type."""
+        shape = self.program.shapes[register]
+        wanted = tuple(self.task.shape if shape is None else shape)
+        if not isinstance(result, torch.Tensor) or tuple(result.shape) != wanted:
+            got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise MethodError(
+                f"{instruction.method.name} made {got} of {instruction.key or self.task.key}, but {list(wanted)} was planned",
+                hint="a method that changes shapes declares it: merge_method(shape=...)",
+            )
+        return self.settled(result, instruction.cast).contiguous()
+
+    def write(self, position: int, values: torch.Tensor, begin: int) -> None:
+        """A tile of a result in its stored type, at its place."""
+        root, key, info = self.task.outputs[position]
+        stored = values.to(TORCH[info.dtype]).cpu()
+        if stored.dtype != values.dtype and info.dtype.is_float and not is_finite(stored) and is_finite(values):
+            self.place.report.add_result(key, str(info.dtype))
+        self.place.sinks[root].write(key, begin * info.dtype.itemsize, bytes_of(stored))
+        self.place.wrote(stored.numel() * info.dtype.itemsize)

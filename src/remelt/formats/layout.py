@@ -1,0 +1,105 @@
+"""Where output bytes go: every header and every tensor's offset, known before the first byte is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from remelt.core.tensor_info import TensorInfo
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """One safetensors file: its header's bytes, each tensor's absolute offset, its size."""
+
+    name: str
+    header: bytes
+    offsets: Mapping[str, int]
+    size: int
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """A whole output: one file, or a folder of files with their index files."""
+
+    files: tuple[FileLayout, ...]
+    indexes: tuple[tuple[str, bytes], ...]
+    is_folder: bool
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files) + sum(len(content) for _, content in self.indexes)
+
+
+def file_layout(
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], name: str, stored_names: Mapping[str, str] | None = None
+) -> FileLayout:
+    """The layout of one file: wider element types first, so that every tensor is aligned, else the order given.
+
+    ``stored_names`` gives the names in the file where they differ from the caller's.
+    """
+    order = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    starts = {}
+    for key in order:
+        info = tensors[key]
+        stored = key if stored_names is None else stored_names[key]
+        entries[stored] = {
+            "dtype": info.dtype.name, "shape": list(info.shape), "data_offsets": [offset, offset + info.nbytes]
+        }
+        starts[key] = offset
+        offset += info.nbytes
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    header = len(text).to_bytes(8, "little") + text
+    return FileLayout(name, header, {key: len(header) + start for key, start in starts.items()}, len(header) + offset)
+
+
+def folder_layout(
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], *, max_shard_size: int | None,
+    weight_names: Mapping[str, str] | None = None,
+) -> OutputLayout:
+    """The layout of a folder: each component's tensors in its subfolder, in shards with an index where they need several.
+
+    Keys ``unet/x`` go to folder ``unet`` under the name ``x``. ``weight_names`` gives the stem of each folder's weight
+    files (``""`` is the folder itself), ``model`` by default.
+    """
+    by_folder: dict[str, dict[str, TensorInfo]] = {}
+    for key, info in tensors.items():
+        by_folder.setdefault(key.rpartition("/")[0], {})[key] = info
+    files: list[FileLayout] = []
+    indexes: list[tuple[str, bytes]] = []
+    for folder, found in by_folder.items():
+        stem = (weight_names or {}).get(folder, "model")
+        prefix = f"{folder}/" if folder else ""
+        stored = {key: key.rpartition("/")[2] for key in found}
+        shards = _shards(found, max_shard_size)
+        names = [f"{stem}-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+        if len(shards) == 1:
+            names = [f"{stem}.safetensors"]
+        else:
+            weight_map = {stored[key]: name for name, shard in zip(names, shards, strict=True) for key in shard}
+            total = sum(info.nbytes for info in found.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            indexes.append((f"{prefix}{stem}.safetensors.index.json", (json.dumps(index, indent=2) + "\n").encode()))
+        files += [
+            file_layout(shard, metadata, prefix + name, stored) for name, shard in zip(names, shards, strict=True)
+        ]
+    return OutputLayout(tuple(files), tuple(indexes), is_folder=True)
+
+
+def _shards(tensors: Mapping[str, TensorInfo], limit: int | None) -> list[dict[str, TensorInfo]]:
+    shards: list[dict[str, TensorInfo]] = [{}]
+    size = 0
+    for key, info in tensors.items():
+        if limit is not None and shards[-1] and size + info.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][key] = info
+        size += info.nbytes
+    return shards

@@ -1,0 +1,192 @@
+"""The safetensors format: an 8-byte length, a JSON header, then the tensors' bytes without gaps.
+
+Headers are held to the rules of the safetensors library before anything is allocated, so that what is opened here is
+what every other tool opens.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remelt.core.dtype import DType
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import FormatError
+from remelt.formats.checkpoint import Checkpoint
+
+HEADER_CAP = 100_000_000
+"""Bytes of a header at most: the safetensors library's own limit."""
+DEPTH_CAP = 16
+_LARGEST = 2**63 - 1
+_DTYPES = {dtype.name: dtype for dtype in DType}
+
+
+@dataclass(frozen=True)
+class Header:
+    """A parsed header: tensors in storage order, their absolute offsets, and the metadata."""
+
+    tensors: dict[str, TensorInfo]
+    offsets: dict[str, int]
+    metadata: dict[str, str]
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """One safetensors file, mapped into memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.format = "safetensors"
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, 2)
+                file.seek(0)
+                header = read_header(file, size, path.name)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
+        self._view = memoryview(self._map)
+        self.tensors: Mapping[str, TensorInfo] = header.tensors
+        self.metadata: Mapping[str, str] = header.metadata
+        self._offsets = header.offsets
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
+        """Bytes of a tensor, as a view into the mapped file."""
+        begin = self._offsets[key]
+        end = self.tensors[key].nbytes if stop is None else stop
+        return self._view[begin + start : begin + end]
+
+    def position(self, key: str) -> tuple[int, int]:
+        """The tensor's offset in the file."""
+        return 0, self._offsets[key]
+
+    def files(self) -> tuple[Path, ...]:
+        """The file itself."""
+        return (self.path,) if self.path is not None else ()
+
+    def close(self) -> None:
+        """Unmap the file, unless views of it are still held: then it goes with the last of them."""
+        try:
+            self._view.release()
+            self._map.close()
+        except BufferError:
+            pass
+
+
+def read_header(file: Any, size: int, name: str) -> Header:
+    """The header of an open file of ``size`` bytes; nothing is allocated beyond what the file can hold."""
+    start = file.read(8)
+    if len(start) < 8:
+        raise FormatError(f"{name} is not a safetensors file: it has {size} bytes, and the header's length takes 8")
+    length = int.from_bytes(start, "little")
+    if length > HEADER_CAP:
+        raise FormatError(
+            f"{name} is not a safetensors file: it states a header of {length} bytes, and at most {HEADER_CAP} are allowed",
+            hint="a .ckpt or .pt file opens under its own suffix or any other; a text file is no model",
+        )
+    if length > size - 8:
+        raise FormatError(
+            f"{name}: its header needs {length} bytes, but the file has {size - 8} after the length",
+            hint="the file is cut off: download or copy it again",
+        )
+    return parse_header(file.read(length), size, name)
+
+
+def parse_header(data: bytes, file_size: int, name: str) -> Header:
+    """The header's JSON, held to the library's rules. ``file_size`` is that of the whole file."""
+    if not data.startswith(b"{"):
+        raise FormatError(f"{name}: a safetensors header begins with '{{', but this one with {data[:1]!r}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{name}: its header is not UTF-8 at byte {error.start}") from None
+    _refuse_depth(text, name)
+    try:
+        parsed = json.loads(text, object_pairs_hook=_without_duplicates)
+    except _Duplicate as error:
+        raise FormatError(f"{name}: its header has {error.args[0]!r} twice") from None
+    except ValueError as error:
+        raise FormatError(f"{name}: its header is not JSON: {error}") from None
+    metadata = _metadata(parsed.pop("__metadata__", None), name)
+    begin = 8 + len(data)
+    entries = sorted(((_entry(key, entry, name), key) for key, entry in parsed.items()), key=lambda pair: pair[0][1:])
+    expected = 0
+    tensors, offsets = {}, {}
+    for (info, start, end), key in entries:
+        if start != expected:
+            kind = "overlaps the tensor before it" if start < expected else "leaves a gap after the tensor before it"
+            raise FormatError(f"{name}: tensor {key!r} {kind}: it starts at {start}, and {expected} is due")
+        tensors[key], offsets[key], expected = info, begin + start, end
+    if begin + expected != file_size:
+        short = begin + expected - file_size
+        what = f"is {short} bytes short" if short > 0 else f"has {-short} bytes after its last tensor"
+        raise FormatError(f"{name} {what}", hint="the file is damaged or cut off: download or copy it again")
+    return Header(tensors, offsets, metadata)
+
+
+class _Duplicate(Exception):
+    pass
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Duplicate(key)
+            seen.add(key)
+    return found
+
+
+def _refuse_depth(text: str, name: str) -> None:
+    if text.count("[") + text.count("{") <= DEPTH_CAP:
+        return
+    depth, in_string, escaped = 0, False, False
+    for character in text if ("[[[" in text or text.count("{") > text.count("data_offsets") + 2) else ():
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif character == '"':
+            in_string, escaped = True, False
+        elif character in "[{":
+            depth += 1
+            if depth > DEPTH_CAP:
+                raise FormatError(f"{name}: its header nests deeper than {DEPTH_CAP} levels")
+        elif character in "]}":
+            depth -= 1
+
+
+def _metadata(found: object, name: str) -> dict[str, str]:
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise FormatError(f"{name}: its metadata must map text to text")
+    return found
+
+
+def _entry(key: str, entry: object, name: str) -> tuple[TensorInfo, int, int]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{name}: tensor {key!r} needs exactly dtype, shape and data_offsets")
+    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise FormatError(f"{name}: tensor {key!r} is of type {entry['dtype']!r}, which is not supported")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise FormatError(f"{name}: tensor {key!r} needs whole numbers for its shape and two for its offsets")
+    info = TensorInfo(dtype, tuple(shape))
+    if info.nbytes > _LARGEST:
+        raise FormatError(f"{name}: tensor {key!r} of shape {shape} is larger than any file")
+    if offsets[1] - offsets[0] != info.nbytes:
+        raise FormatError(
+            f"{name}: tensor {key!r} needs {info.nbytes} bytes by its type and shape, but its offsets give "
+            f"{offsets[1] - offsets[0]}"
+        )
+    return info, offsets[0], offsets[1]
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= _LARGEST for item in value)

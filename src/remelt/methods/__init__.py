@@ -1,0 +1,30 @@
+"""The merge methods, one function each, in files by family: `linear`, `arithmetic`, `spherical`, `projection`,
+`limiting`, `plumbing`.
+
+`METHODS` finds them by name, ours by folder and third parties' by the entry-point group ``remelt.methods`` or
+``--plugin``. Importing this package does not import torch; looking a method up does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from remelt.core.registry import Registry
+from remelt.recipe.method import Method
+
+
+def methods_of(module: ModuleType) -> Mapping[str, Method[..., Any]]:
+    """The merge methods that a module declares itself, by name."""
+    return {
+        value.name: value
+        for value in vars(module).values()
+        if isinstance(value, Method) and value.function.__module__ == module.__name__
+    }
+
+
+METHODS: Registry[Method[..., Any]] = Registry(
+    "merge method", package="remelt.methods", group="remelt.methods", collect=methods_of
+)
+"""Every merge method by name."""

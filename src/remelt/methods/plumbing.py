@@ -1,0 +1,95 @@
+"""Plumbing: which keys a result has, from whom, and in which element type."""
+
+from __future__ import annotations
+
+from remelt.archs.facts import KeyFacts
+from remelt.recipe.method import AnySpace, Bindings, Same, Text, merge_method
+
+
+def _same_mass(masses: object, values: Bindings) -> float | None:
+    from remelt.errors import RecipeError
+
+    assert isinstance(masses, (list, tuple))
+    if any(mass != masses[0] for mass in masses):
+        raise RecipeError(
+            "fallback needs operands of one space: a delta cannot stand in for a weight",
+            hint="add the delta to a weight first: a + (b - c) | d",
+        )
+    first: float | None = masses[0]
+    return first
+
+
+@merge_method(cut="element", first_present=True, mass=_same_mass)
+def fallback(a: AnySpace, b: AnySpace) -> AnySpace:
+    """The first operand that has the key: the operator ``|``.
+
+    Formula: a where it has the key, else b
+
+    Spaces: both operands in one.
+
+    Source: sd-mecha, fallback.
+
+    >>> from torch import tensor
+    >>> fallback.on(tensor([1.0]), tensor([2.0]))
+    tensor([1.])
+    """
+    return a
+
+
+@merge_method(cut="element", casts="dtype", mass=_same_mass)
+def cast(a: AnySpace, dtype: Text) -> AnySpace:
+    """The same numbers rounded to an element type, which the result then has.
+
+    Formula: a, rounded to ``dtype`` (``fp16``, ``bf16``, ``fp32``, ``fp8_e4m3`` ...)
+
+    Spaces: any.
+
+    Source: sd-mecha, cast.
+
+    >>> from torch import tensor
+    >>> cast.on(tensor([1.0]), "fp16")
+    tensor([1.])
+    """
+    return a
+
+
+def _is_component(facts: KeyFacts, values: Bindings) -> bool:
+    return values["component"] in facts.component_names
+
+
+def _is_other_component(facts: KeyFacts, values: Bindings) -> bool:
+    return not _is_component(facts, values)
+
+
+@merge_method(cut="element", selects=_is_component)
+def pick_component(a: Same, component: Text) -> Same:
+    """Only the keys of one component, such as ``vae``.
+
+    Formula: a where the key belongs to ``component``, absent elsewhere
+
+    Spaces: any; ``pick_component(a, "vae") | b`` is b with the VAE of a.
+
+    Source: sd-mecha, pick_component.
+
+    >>> from torch import tensor
+    >>> pick_component.on(tensor([1.0]), "vae")
+    tensor([1.])
+    """
+    return a
+
+
+@merge_method(cut="element", selects=_is_other_component)
+def omit_component(a: Same, component: Text) -> Same:
+    """All keys but those of one component, such as ``ema``.
+
+    Formula: a where the key does not belong to ``component``, absent elsewhere
+
+    Spaces: any.
+
+    Source: sd-mecha, omit_component.
+
+    >>> from torch import tensor
+    >>> omit_component.on(tensor([1.0]), "ema")
+    tensor([1.])
+    """
+    return a

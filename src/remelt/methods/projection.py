@@ -1,0 +1,36 @@
+"""Projections: what one tensor has beside the direction of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from remelt.recipe.method import Same, Sums, merge_method
+
+
+def projection_products(a: Tensor, b: Tensor) -> Mapping[str, Tensor]:
+    """Partial sums of a tile: ``a . a`` and ``a . b``, in float64."""
+    x = a.double().flatten()
+    return {"aa": (x * x).sum(), "ab": (x * b.double().flatten()).sum()}
+
+
+@merge_method(cut="element", reductions=(projection_products,))
+def perpendicular_component(a: Same, b: Same, *, sums: Sums) -> Same:
+    """What ``b`` has beside the direction of ``a``.
+
+    Formula: b - a (a . b) / (a . a), over the whole tensor; zero where ``a`` is zero.
+
+    Spaces: most useful between deltas: what one fine-tune learned that another did not.
+
+    Source: sd-mecha, perpendicular_component; the vector rejection of b from a.
+
+    >>> from torch import tensor
+    >>> perpendicular_component.on(tensor([1.0, 0.0]), tensor([3.0, 4.0]))
+    tensor([0., 4.])
+    """
+    share = float(sums["ab"] / sums["aa"])
+    if not bool(torch.isfinite(sums["ab"] / sums["aa"])):
+        return torch.zeros_like(b)
+    return b - a * share

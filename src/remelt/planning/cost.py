@@ -1,0 +1,91 @@
+"""What a task holds while it runs: tiles in flight, and tensors that must be whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from remelt.check.keys import Task
+from remelt.check.program import Apply, Load
+from remelt.core.tensor_info import TensorInfo
+from remelt.planning.passes import Schedule, Sweep, WholeCall
+
+TILE = 2**17
+"""Elements of a tile: its scratch stays in a core's cache, and Python's cost per call no longer shows."""
+SMALLEST_TILE = 2**12
+CHUNK = 2**16
+"""Elements of one partial sum of a reduction: fixed, so that no tile size or number of threads changes a bit."""
+SLICE = 2**22
+"""Elements that one thread takes at a time from a tensor that may be cut anywhere."""
+SCRATCH = 2**25
+"""Bytes that the tiles of one thread should not exceed while smaller ones are possible."""
+_TEMPORARIES = 3
+"""Registers' worth of memory that methods and conversions use beside what the schedule counts."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that one unit of a task holds at its peak, the tile size that this assumes, and elements computed."""
+
+    memory: int
+    tile: int
+    work: int
+
+
+def task_cost(task: Task, passes: Schedule, itemsize: int) -> Cost:
+    """The cost of a task in a compute type of ``itemsize`` bytes."""
+    live = max((one.live for one in passes.passes if isinstance(one, Sweep)), default=1) + _TEMPORARIES
+    tile = TILE
+    while tile > SMALLEST_TILE and tile * live * itemsize > SCRATCH:
+        tile //= 2
+    largest = max((_numel(task, one.shape) for one in passes.passes if isinstance(one, Sweep)), default=0)
+    chunked = any(one.reductions for one in passes.passes if isinstance(one, Sweep))
+    held = min(max(tile, CHUNK) if chunked else tile, max(largest, 1))
+    scratch = held * live * itemsize
+    calls = sum(isinstance(instruction, Apply) for instruction in task.program.instructions)
+    work = math.prod(task.shape) * max(calls, 1) * len(passes.passes)
+    return Cost(scratch + _whole_peak(task, passes, itemsize), tile, work)
+
+
+def _numel(task: Task, shape: tuple[int, ...] | None) -> int:
+    return math.prod(task.shape if shape is None else shape)
+
+
+def _whole_peak(task: Task, passes: Schedule, itemsize: int) -> int:
+    """The most bytes of whole tensors held at a time, by walking the passes."""
+    program = task.program
+    sizes = [_numel(task, shape) * itemsize for shape in program.shapes]
+    held: dict[int, int] = {}
+    peak = 0
+    for one in passes.passes:
+        if isinstance(one, Sweep):
+            held.update({register: sizes[register] for register in one.gathers})
+            peak = max(peak, sum(held.values()))
+            continue
+        peak = max(peak, sum(held.values()) + _call_bytes(one, task, sizes))
+        held[one.register] = _result_bytes(one, task, sizes)
+        for register in one.drops:
+            held.pop(register, None)
+    return peak
+
+
+def _call_bytes(call: WholeCall, task: Task, sizes: list[int]) -> int:
+    instruction = task.program.instructions[call.register]
+    assert isinstance(instruction, Apply)
+    workspace = instruction.method.declaration.workspace
+    largest = max((sizes[operand] for operand in instruction.operands), default=0)
+    return int(workspace * largest) + _result_bytes(call, task, sizes)
+
+
+def _result_bytes(call: WholeCall, task: Task, sizes: list[int]) -> int:
+    instruction = task.program.instructions[call.register]
+    assert isinstance(instruction, Apply)
+    if instruction.method.declaration.cut == "model":
+        return sum(sizes[operand] for operand in instruction.operands)
+    return sizes[call.register]
+
+
+def bytes_read(task: Task, counts: list[tuple[Load, int]], infos: Mapping[tuple[int, str], TensorInfo]) -> int:
+    """Bytes that a task reads, each sweep over a tensor counted."""
+    return sum(infos[load.input, load.key or task.key].nbytes * count for load, count in counts)

@@ -1,0 +1,178 @@
+"""How a program is streamed: in passes over tiles, each as soon as what it needs is known.
+
+An `element` method without reductions streams with its operands. One with reductions needs a pass for each round before
+its own tiles can be computed. A method that needs whole tensors has its operands gathered first, and is then called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from remelt.check.program import Apply, Item, Load, Program
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One pass over the tiles of one shape: ``order`` is computed for each tile, then put to use.
+
+    ``reductions`` are pairs of register and round to add up; ``gathers`` are registers to keep whole; ``outputs`` are
+    positions among the program's outputs to write. ``frees`` lists, for each instruction of ``order``, the registers
+    that are no longer needed after it. ``live`` is the most registers held at a time.
+    """
+
+    order: tuple[int, ...]
+    reductions: tuple[tuple[int, int], ...]
+    gathers: tuple[int, ...]
+    outputs: tuple[int, ...]
+    frees: tuple[tuple[int, ...], ...]
+    live: int
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class WholeCall:
+    """One call of a method on gathered tensors; ``drops`` are gathered registers not needed after it."""
+
+    register: int
+    drops: tuple[int, ...]
+
+
+Pass = Sweep | WholeCall
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A program's passes in order; ``simple`` where one sweep suffices, which may then be cut anywhere."""
+
+    passes: tuple[Pass, ...]
+    simple: bool
+
+
+def schedule(program: Program) -> Schedule:
+    """The passes of a program."""
+    return _Scheduler(program).run()
+
+
+class _Scheduler:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.levels = [0] * len(program.instructions)
+        self.whole: set[int] = set()
+        for register, instruction in enumerate(program.instructions):
+            base = max((self.levels[operand] for operand in program.operands(register)), default=0)
+            if isinstance(instruction, Item):
+                self.whole.add(register)
+            elif isinstance(instruction, Apply) and instruction.method.declaration.cut != "element":
+                self.whole.add(register)
+                base += 1
+            elif isinstance(instruction, Apply):
+                base += len(instruction.method.declaration.reductions)
+            self.levels[register] = base
+
+    def run(self) -> Schedule:
+        calls: dict[int, list[int]] = {}
+        reductions: dict[int, list[tuple[int, int]]] = {}
+        outputs: dict[int, list[int]] = {}
+        for register, instruction in enumerate(self.program.instructions):
+            if not isinstance(instruction, Apply):
+                continue
+            if register in self.whole:
+                calls.setdefault(self.levels[register] - 1, []).append(register)
+                continue
+            rounds = len(instruction.method.declaration.reductions)
+            for number in range(rounds):
+                reductions.setdefault(self.levels[register] - rounds + number, []).append((register, number))
+        for position, output in enumerate(self.program.outputs):
+            outputs.setdefault(self.levels[output.register], []).append(position)
+        passes: list[Pass] = []
+        gathered: set[int] = set(self.whole)
+        for level in range(max([*self.levels, 0]) + 1):
+            wanted = dict.fromkeys(
+                operand for register in calls.get(level, ()) for operand in self.program.operands(register)
+                if operand not in gathered
+            )
+            gathered.update(wanted)
+            passes += self._sweeps(reductions.get(level, ()), list(wanted), outputs.get(level, ()))
+            passes += [WholeCall(register, ()) for register in calls.get(level, ())]
+        simple = len(passes) == 1 and isinstance(passes[0], Sweep)
+        return Schedule(tuple(self._with_drops(passes)), simple)
+
+    def _sweeps(
+        self, reductions: Iterable[tuple[int, int]], gathers: Iterable[int], outputs: Iterable[int]
+    ) -> list[Pass]:
+        shapes: dict[tuple[int, ...] | None, tuple[list[tuple[int, int]], list[int], list[int]]] = {}
+        for register, number in reductions:
+            shapes.setdefault(self.program.shapes[register], ([], [], []))[0].append((register, number))
+        for register in gathers:
+            shapes.setdefault(self.program.shapes[register], ([], [], []))[1].append(register)
+        for position in outputs:
+            register = self.program.outputs[position].register
+            shapes.setdefault(self.program.shapes[register], ([], [], []))[2].append(position)
+        return [self._sweep(shape, *targets) for shape, targets in shapes.items()]
+
+    def _sweep(
+        self, shape: tuple[int, ...] | None, reductions: Sequence[tuple[int, int]], gathers: Sequence[int],
+        outputs: Sequence[int],
+    ) -> Sweep:
+        roots = [operand for register, _ in reductions for operand in self.program.operands(register)]
+        roots += gathers
+        roots += [self.program.outputs[position].register for position in outputs]
+        kept = set(roots)
+        order = self._below(roots)
+        last: dict[int, int] = {}
+        for place, register in enumerate(order):
+            if register not in self.whole:
+                for operand in self.program.operands(register):
+                    last[operand] = place
+        frees: list[list[int]] = [[] for _ in order]
+        for register, place in last.items():
+            if register not in kept:
+                frees[place].append(register)
+        live = most = 0
+        for freed in frees:
+            live += 1
+            most = max(most, live)
+            live -= len(freed)
+        return Sweep(
+            tuple(order), tuple(reductions), tuple(gathers), tuple(outputs), tuple(map(tuple, frees)), most, shape
+        )
+
+    def _below(self, roots: Sequence[int]) -> list[int]:
+        """The instructions that tiles of these registers need; whole registers are sliced, not computed."""
+        needed: set[int] = set(roots)
+        pending = list(needed)
+        while pending:
+            register = pending.pop()
+            if register in self.whole:
+                continue
+            for operand in self.program.operands(register):
+                if operand not in needed:
+                    needed.add(operand)
+                    pending.append(operand)
+        return sorted(needed)
+
+    def _with_drops(self, passes: Sequence[Pass]) -> list[Pass]:
+        """Each whole call with the gathered registers that nothing after it needs."""
+        used: set[int] = set()
+        result: list[Pass] = []
+        for one in reversed(passes):
+            if isinstance(one, Sweep):
+                used.update(register for register in one.order if register in self.whole)
+                result.append(one)
+                continue
+            operands = set(self.program.operands(one.register))
+            result.append(WholeCall(one.register, tuple(sorted(operands - used))))
+            used |= operands
+        return result[::-1]
+
+
+def reads(program: Program, passes: Schedule) -> list[tuple[Load, int]]:
+    """Each load with the number of sweeps that read it."""
+    counts: dict[int, int] = {}
+    for one in passes.passes:
+        if isinstance(one, Sweep):
+            for register in one.order:
+                if isinstance(program.instructions[register], Load):
+                    counts[register] = counts.get(register, 0) + 1
+    return [(program.instructions[register], count) for register, count in sorted(counts.items())]  # type: ignore[misc]

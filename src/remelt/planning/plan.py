@@ -1,0 +1,178 @@
+"""The plan: every task with its passes and cost, in reading order, and the totals that a person decides by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from remelt.check.inputs import Input
+from remelt.check.keys import KeyReport, Task
+from remelt.check.program import Program
+from remelt.core.tensor_info import TensorInfo, total_bytes
+from remelt.core.units import format_bytes
+from remelt.errors import BudgetError
+from remelt.formats.layout import OutputLayout
+from remelt.planning.cost import SLICE, Cost, bytes_read, task_cost
+from remelt.planning.passes import Schedule, reads, schedule
+
+_READ_RATE = 3.0e9
+_WRITE_RATE = 1.2e9
+_COMPUTE_RATE = 4.0e8
+"""Bytes, bytes, and elements a second a thread: what a laptop with an NVMe disk reaches; for estimates only."""
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A task, how it is streamed, and what it costs. ``divisible`` tasks may be cut into slices for several threads."""
+
+    task: Task
+    passes: Schedule
+    cost: Cost
+    read: int
+    divisible: bool
+
+
+@dataclass(frozen=True)
+class PlannedInput:
+    """What the plan says of one input."""
+
+    label: str
+    path: str | None
+    arch: str | None
+    evidence: str
+    tensors: int
+    size: int
+    read_tensors: int
+    idle_tensors: int
+
+
+@dataclass(frozen=True)
+class PlannedOutput:
+    """One result: where it goes (None: memory), its tensors, and its layout on disk."""
+
+    path: str | None
+    space: str
+    tensors: Mapping[str, TensorInfo]
+    layout: OutputLayout | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole output, headers included."""
+        return total_bytes(self.tensors.values()) if self.layout is None else self.layout.total_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge will do: inputs, outputs, tasks in order, and its costs in bytes and seconds.
+
+    ``peak_memory`` is what remelt holds beside the interpreter and torch; mapped pages of input files are not in it,
+    as the system reclaims them at will.
+    """
+
+    inputs: tuple[PlannedInput, ...]
+    outputs: tuple[PlannedOutput, ...]
+    tasks: tuple[PlannedTask, ...]
+    threads: int
+    memory_budget: int
+    peak_memory: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    compute_dtype: str
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a merge may use: threads, bytes of memory, and bytes of an element while computing."""
+
+    threads: int
+    memory: int
+    itemsize: int
+    compute_dtype: str
+
+
+def make_plan(
+    report: KeyReport, inputs: Mapping[int, Input], outputs: Sequence[PlannedOutput], resources: Resources,
+    warnings: Sequence[str] = (), notes: Sequence[str] = (),
+) -> Plan:
+    """The plan of checked tasks; `BudgetError` where one of them cannot fit the memory, with the number it needs."""
+    infos = {(index, key): info for index, given in inputs.items() for key, info in given.checkpoint.tensors.items()}
+    tasks = _planned(report.tasks, infos, resources.itemsize)
+    in_memory = sum(output.size for output in outputs if output.path is None)
+    largest = max(tasks, key=lambda planned: planned.cost.memory, default=None)
+    needed = in_memory + (largest.cost.memory if largest is not None else 0)
+    if largest is not None and needed > resources.memory:
+        _refuse_budget(largest, needed, in_memory, resources.memory)
+    units = sorted((planned.cost.memory for planned in tasks), reverse=True)
+    parallel = sum(units[: resources.threads])
+    if tasks and tasks[0].divisible:
+        parallel = max(parallel, units[0] * min(resources.threads, _slices(tasks)))
+    read = sum(planned.read for planned in tasks)
+    written = sum(output.size for output in outputs if output.path is not None)
+    work = sum(planned.cost.work for planned in tasks)
+    return Plan(
+        inputs=tuple(_planned_input(index, given, tasks, report) for index, given in inputs.items()),
+        outputs=tuple(outputs),
+        tasks=tuple(tasks),
+        threads=resources.threads,
+        memory_budget=resources.memory,
+        peak_memory=min(in_memory + parallel, resources.memory),
+        bytes_read=read,
+        bytes_written=written,
+        seconds=max(read / _READ_RATE + written / _WRITE_RATE, work / _COMPUTE_RATE / resources.threads),
+        compute_dtype=resources.compute_dtype,
+        warnings=tuple(warnings),
+        notes=tuple(notes),
+    )
+
+
+def _planned(tasks: Sequence[Task], infos: Mapping[tuple[int, str], TensorInfo], itemsize: int) -> list[PlannedTask]:
+    schedules: dict[int, Schedule] = {}
+    counts: dict[int, list[tuple[object, int]]] = {}
+    programs: list[Program] = []
+    planned = []
+    for task in tasks:
+        identity = id(task.program)
+        if identity not in schedules:
+            programs.append(task.program)
+            schedules[identity] = schedule(task.program)
+            counts[identity] = reads(task.program, schedules[identity])  # type: ignore[assignment]
+        passes = schedules[identity]
+        read = bytes_read(task, counts[identity], infos)  # type: ignore[arg-type]
+        planned.append(PlannedTask(task, passes, task_cost(task, passes, itemsize), read, passes.simple))
+    return planned
+
+
+def _slices(tasks: Sequence[PlannedTask]) -> int:
+    return sum(-(-max(TensorInfo(planned.task.outputs[0][2].dtype, planned.task.shape).numel, 1) // SLICE) for planned in tasks)
+
+
+def _refuse_budget(planned: PlannedTask, needed: int, in_memory: int, budget: int) -> None:
+    methods = sorted({
+        instruction.method.name for instruction in planned.task.program.instructions if hasattr(instruction, "method")
+    })
+    held = f", {format_bytes(in_memory)} of it for the result" if in_memory else ""
+    raise BudgetError(
+        f"the step with the highest peak needs {format_bytes(needed)} of memory{held}, but --memory allows "
+        f"{format_bytes(budget)}: {planned.task.key} {list(planned.task.shape)} by {', '.join(methods) or 'copying'}",
+        hint=f"--memory {-(-needed // 2**20)}MiB or more" + (", or write to a file" if in_memory else ""),
+    )
+
+
+def _planned_input(index: int, given: Input, tasks: Sequence[PlannedTask], report: KeyReport) -> PlannedInput:
+    used: set[str] = set()
+    for planned in tasks:
+        used.update(load.key or planned.task.key for load in planned.task.program.loads if load.input == index)
+    arch = given.detection.arch
+    return PlannedInput(
+        label=given.label,
+        path=None if given.checkpoint.path is None else str(given.checkpoint.path),
+        arch=given.model.arch or (arch.name if arch is not None else None),
+        evidence=given.detection.evidence,
+        tensors=len(given.checkpoint.tensors),
+        size=total_bytes(given.checkpoint.tensors.values()),
+        read_tensors=len(used),
+        idle_tensors=report.idle.get(given.label, 0),
+    )

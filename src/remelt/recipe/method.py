@@ -1,0 +1,304 @@
+"""What a merge method declares: its signature in spaces, how it may be cut, what it reduces, what it skips.
+
+A method is a pure function on tensors. The declaration is all that the planner and the engine know of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, ParamSpec, TypeVar, get_origin, overload
+
+from remelt.core.random import Random
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import RecipeError
+from remelt.recipe.node import Call, Node, Operand, as_node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from remelt.archs.facts import KeyFacts
+
+    AnyTensor = Tensor
+else:
+    AnyTensor = Any
+
+Cut = Literal["element", "tensor", "model"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an argument or a result is: its kind, for annotations."""
+
+    kind: str
+
+
+TENSOR_KINDS = {"same": None, "weight": 1.0, "delta": 0.0, "mask": None, "any": None}
+"""Kinds that are tensors, with the affine mass that each demands."""
+
+Same = Annotated[AnyTensor, Role("same")]
+"""A tensor in the space that all other ``Same`` arguments have: all weights, or all deltas."""
+Weight = Annotated[AnyTensor, Role("weight")]
+"""A tensor of a model's weights."""
+Delta = Annotated[AnyTensor, Role("delta")]
+"""A difference of weights."""
+AnySpace = Annotated[AnyTensor, Role("any")]
+"""A tensor of any space; the method's ``mass`` rule tells what comes of it."""
+Mask = Annotated[Any, Role("mask")]
+"""A number, one number per block, or a tensor of numbers: `float` or tensor in the function."""
+Number = Annotated[float, Role("number")]
+"""A number, or one number per block: always a `float` in the function."""
+Integer = Annotated[int, Role("integer")]
+"""A whole number."""
+Flag = Annotated[bool, Role("flag")]
+"""True or false."""
+Text = Annotated[str, Role("text")]
+"""A text."""
+Sums = Annotated[Mapping[str, AnyTensor], Role("sums")]
+"""The results of the method's reductions by name; given by the engine."""
+Tensors = Annotated[Mapping[str, AnyTensor], Role("same")]
+"""For methods of cut ``model``: the tensors of one argument by key."""
+
+Mass = float | None
+"""How much weight a tensor carries: 1 for a weight, 0 for a delta, None for a param."""
+Bindings = Mapping[str, Any]
+"""Plain values by parameter name: a number, a text, a flag; a list where the parameter is variadic."""
+
+
+@dataclass(frozen=True)
+class MethodParameter:
+    """One argument of a method: its name, its kind, its default, and whether it takes any number of operands."""
+
+    name: str
+    kind: str
+    default: object = inspect.Parameter.empty
+    variadic: bool = False
+    keyword_only: bool = False
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether the function gets a tensor there (a mask may also be a number)."""
+        return self.kind in TENSOR_KINDS
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether block weights may stand there."""
+        return self.kind in ("number", "mask")
+
+    @property
+    def required(self) -> bool:
+        """Whether a call must give it."""
+        return self.default is inspect.Parameter.empty and not self.variadic
+
+    def __str__(self) -> str:
+        shown = f"*{self.name}" if self.variadic else self.name
+        return shown if self.default is inspect.Parameter.empty else f"{shown}={self.default!r}"
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Where ``parameter`` equals ``value``, the result is operand ``result`` and no other operand is read."""
+
+    parameter: str
+    value: float
+    result: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """For methods of cut ``model``: tensors that are computed together, and the keys that they need."""
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What the planner must know of a method.
+
+    - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``tensor`` (needs
+      whole tensors), ``model`` (needs several keys).
+    - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
+      returns small tensors by name, and may ask for ``sums`` of the rounds before.
+    - ``shortcuts``: numbers at which an operand is the result.
+    - ``mass``: for affine arithmetic, the mass of the result from those of the operands and the plain numbers.
+    - ``keys``: for cut ``model``, the groups of keys of a layout; keys in no group pass from the first operand.
+    - ``selects``: which keys the result has; the others are absent from it.
+    - ``first_present``: the result is the first operand that has the key.
+    - ``casts``: the parameter that names the result's element type.
+    - ``shape``: the result's shape, where it is not the first operand's.
+    - ``workspace``: peak of temporary memory beside operands and result, in multiples of one operand.
+    """
+
+    cut: Cut
+    reductions: tuple[Callable[..., Mapping[str, AnyTensor]], ...] = ()
+    shortcuts: tuple[Shortcut, ...] = ()
+    mass: Callable[[Sequence[Mass], Bindings], Mass] | None = None
+    keys: Callable[[Mapping[str, TensorInfo]], Sequence[Group]] | None = None
+    selects: Callable[[KeyFacts, Bindings], bool] | None = None
+    first_present: bool = False
+    casts: str | None = None
+    shape: Callable[[Sequence[tuple[int, ...]], Bindings], tuple[int, ...]] | None = None
+    workspace: float = 2.0
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class Method(Generic[P, R]):
+    """A merge method: called with recipe nodes it makes a `Call`; `on` runs it on tensors.
+
+    >>> import remelt.methods.linear as linear
+    >>> linear.weighted_sum("a", "b", alpha=0.3)
+    <call weighted_sum(2 arguments, alpha)>
+    """
+
+    name: str
+    function: Callable[P, R]
+    parameters: tuple[MethodParameter, ...]
+    returns: str
+    declaration: Declaration
+    given: frozenset[str] = field(default=frozenset())
+    """The keyword arguments that the engine gives: ``sums``, ``random``, ``key``."""
+
+    def __call__(self, *args: Operand, **kwargs: Any) -> Call:
+        from remelt.recipe.signature import bind
+
+        call = Call(self.name, tuple(_node(arg) for arg in args), tuple((k, _node(v)) for k, v in kwargs.items()))
+        bind(self, call)
+        return call
+
+    def on(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the method on whole tensors, reductions first.
+
+        Random methods take ``random=Random(...)``; others need nothing but what their signature names.
+        """
+        from remelt.recipe.signature import apply_to_tensors
+
+        return apply_to_tensors(self, args, kwargs)
+
+    @property
+    def tensor_parameters(self) -> tuple[MethodParameter, ...]:
+        """The arguments that must be tensors, in order."""
+        return tuple(parameter for parameter in self.parameters if parameter.is_tensor and parameter.kind != "mask")
+
+    @property
+    def signature(self) -> str:
+        """The call as people write it: ``weighted_sum(a, b, *, alpha=0.5)``."""
+        shown, keyword_only = [], False
+        for parameter in self.parameters:
+            if parameter.variadic:
+                keyword_only = True
+            elif parameter.keyword_only and not keyword_only:
+                shown.append("*")
+                keyword_only = True
+            shown.append(str(parameter))
+        return f"{self.name}({', '.join(shown)})"
+
+    @property
+    def documentation(self) -> str:
+        """The function's docstring, with its indentation removed."""
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self.function.__doc__
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return _named, (self.function.__module__, self.name)
+
+    def __repr__(self) -> str:
+        return f"<merge method {self.signature}>"
+
+
+def _named(module: str, name: str) -> object:
+    import importlib
+
+    return getattr(importlib.import_module(module), name)
+
+
+def _node(value: object) -> Node:
+    from remelt.recipe.node import Value, literal
+
+    if isinstance(value, (Node, Mapping)) or hasattr(value, "__fspath__"):
+        from remelt.recipe.node import model
+
+        return model(value) if isinstance(value, Mapping) else as_node(value)  # type: ignore[arg-type]
+    return Value(literal(value))
+
+
+@overload
+def merge_method(function: Callable[P, R], /) -> Method[P, R]: ...
+@overload
+def merge_method(*, cut: Cut = ..., name: str | None = ..., **declared: Any) -> Callable[[Callable[P, R]], Method[P, R]]: ...
+def merge_method(function: Any = None, /, *, cut: Cut = "tensor", name: str | None = None, **declared: Any) -> Any:
+    """Declare a function on tensors as a merge method.
+
+    Its annotations say what each argument is (`Same`, `Weight`, `Delta`, `Mask`, `Number`, `Integer`, `Flag`,
+    `Text`), its keywords how it may be cut and what it skips (see `Declaration`). Raises `RecipeError` where the
+    declaration contradicts itself.
+    """
+
+    def declare(function: Callable[P, R]) -> Method[P, R]:
+        return _declare(function, name or function.__name__, Declaration(cut=cut, **declared))
+
+    return declare if function is None else declare(function)
+
+
+def _declare(function: Callable[P, R], name: str, declaration: Declaration) -> Method[P, R]:
+    annotations = inspect.get_annotations(function, eval_str=True)
+    parameters, given = [], set()
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = annotations.get(parameter.name)
+        if annotation is Random or parameter.name == "key":
+            given.add(parameter.name)
+            continue
+        kind = _kind(annotation, name, parameter.name)
+        if kind == "sums":
+            given.add(parameter.name)
+            continue
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            raise RecipeError(f"method {name}: a merge method names its arguments, but takes **{parameter.name}")
+        variadic = parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        parameters.append(MethodParameter(parameter.name, kind, parameter.default, variadic, keyword_only))
+    returns = _kind(annotations.get("return"), name, "return")
+    method = Method(name, function, tuple(parameters), returns, declaration, frozenset(given))
+    _validate(method)
+    return method
+
+
+def _kind(annotation: Any, method: str, parameter: str) -> str:
+    if get_origin(annotation) is Annotated or hasattr(annotation, "__metadata__"):
+        for item in annotation.__metadata__:
+            if isinstance(item, Role):
+                return item.kind
+    raise RecipeError(
+        f"method {method}: the annotation of {parameter!r} says no kind",
+        hint="use Same, Weight, Delta, Mask, Number, Integer, Flag, Text, Sums or Random of remelt.recipe.method",
+    )
+
+
+def _validate(method: Method[..., Any]) -> None:
+    declaration, names = method.declaration, {parameter.name for parameter in method.parameters}
+    refuse = f"method {method.name}: "
+    if declaration.cut not in ("element", "tensor", "model"):
+        raise RecipeError(f"{refuse}cut is element, tensor or model, but got {declaration.cut!r}")
+    if not method.tensor_parameters:
+        raise RecipeError(f"{refuse}at least one argument must be a tensor")
+    if (declaration.cut == "model") != (declaration.keys is not None):
+        raise RecipeError(f"{refuse}cut 'model' and a function `keys` belong together")
+    if bool(declaration.reductions) != ("sums" in method.given):
+        raise RecipeError(f"{refuse}reductions and an argument `sums: Sums` belong together")
+    if declaration.reductions and declaration.cut != "element":
+        raise RecipeError(f"{refuse}only a method of cut 'element' is streamed after reductions")
+    if "any" in {method.returns, *(parameter.kind for parameter in method.parameters)} and declaration.mass is None:
+        raise RecipeError(f"{refuse}arguments of any space need a `mass` rule")
+    for shortcut in declaration.shortcuts:
+        if not {shortcut.parameter, shortcut.result} <= names:
+            raise RecipeError(f"{refuse}the shortcut at {shortcut.parameter}={shortcut.value} names no argument")
+    if declaration.casts is not None and declaration.casts not in names:
+        raise RecipeError(f"{refuse}casts names no argument: {declaration.casts!r}")

@@ -1,0 +1,165 @@
+"""Binding: which argument of a call is which parameter of its method, and whether it can be one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from remelt.core.nearest import nearest_hint
+from remelt.errors import RecipeError, Span
+from remelt.recipe.blocks import BlockWeights, Search
+from remelt.recipe.method import Method, MethodParameter
+from remelt.recipe.node import Call, Model, Node, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A call's arguments by parameter: operands are tensors, values are everything else (defaults included).
+
+    ``operands`` holds pairs of parameter and node in the order of the function's arguments; a variadic parameter
+    takes several.
+    """
+
+    operands: tuple[tuple[MethodParameter, Node], ...]
+    values: tuple[tuple[str, Any], ...]
+
+
+def bind(method: Method[..., Any], call: Call) -> Bound:
+    """The call's arguments by parameter, or `RecipeError` with the place, the signature and the nearest name."""
+    placed = _place(method, call)
+    operands: list[tuple[MethodParameter, Node]] = []
+    values: list[tuple[str, Any]] = []
+    for parameter in method.parameters:
+        for node in placed.get(parameter.name, ()):
+            if isinstance(node, Value) and not (parameter.is_tensor and isinstance(node.value, str)):
+                values.append((parameter.name, _plain(method, parameter, node, call)))
+            elif parameter.is_tensor:
+                operands.append((parameter, _operand(node)))
+            else:
+                _refuse_tensor(method, parameter, node, call)
+        if parameter.name not in placed and not parameter.variadic:
+            values.append((parameter.name, parameter.default))
+    return Bound(tuple(operands), tuple(values))
+
+
+def _place(method: Method[..., Any], call: Call) -> dict[str, tuple[Node, ...]]:
+    positional = [parameter for parameter in method.parameters if not parameter.keyword_only]
+    placed: dict[str, tuple[Node, ...]] = {}
+    for index, parameter in enumerate(positional):
+        if parameter.variadic:
+            placed[parameter.name] = call.args[index:]
+            break
+        if index < len(call.args):
+            placed[parameter.name] = (call.args[index],)
+    else:
+        if len(call.args) > len(positional):
+            extra = call.args[len(positional)]
+            raise RecipeError(
+                f"{method.name} takes {_count(len(positional), 'positional argument')}, but got {len(call.args)}",
+                hint=f"{method.signature}; the rest goes by name",
+                span=extra.span or call.span,
+            )
+    spans = dict(call.spans)
+    known = {parameter.name: parameter for parameter in method.parameters}
+    for name, node in call.kwargs:
+        span = spans.get(name, node.span or call.span)
+        if name not in known or known[name].variadic:
+            near = nearest_hint(name, known)
+            hint = f"{near} {method.signature}" if near else method.signature
+            raise RecipeError(f"{method.name} has no argument {name!r}", hint=hint, span=span)
+        if name in placed:
+            raise RecipeError(f"{method.name} got {name!r} twice", hint=method.signature, span=span)
+        placed[name] = (node,)
+    for parameter in method.parameters:
+        if parameter.name not in placed and parameter.required:
+            raise RecipeError(f"{method.name} needs {parameter.name!r}", hint=method.signature, span=call.span)
+        if parameter.variadic and not placed.get(parameter.name) and parameter.is_tensor:
+            raise RecipeError(f"{method.name} needs at least one model", hint=method.signature, span=call.span)
+    return placed
+
+
+def name_models(method: Method[..., Any], call: Call) -> Call:
+    """The call with every text that stands where a model is due written as the model that it means."""
+    texts: set[int] = set()
+    placed = _place(method, call)
+    for parameter in method.parameters:
+        if parameter.is_tensor:
+            for node in placed.get(parameter.name, ()):
+                if isinstance(node, Value) and isinstance(node.value, str):
+                    texts.add(id(node))
+    if not texts:
+        return call
+    return call.with_children(_operand(child) if id(child) in texts else child for child in call.children)
+
+
+def _operand(node: Node) -> Node:
+    if isinstance(node, Value) and isinstance(node.value, str):
+        return Model(node.value, span=node.span)
+    return node
+
+
+def _plain(method: Method[..., Any], parameter: MethodParameter, node: Value, call: Call) -> Any:
+    """The value as the function takes it, or an error that says what may stand there."""
+    value, kind = node.value, parameter.kind
+    if kind in ("number", "mask"):
+        if isinstance(value, (BlockWeights, Search)):
+            return value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif kind == "integer" and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif (kind == "flag" and isinstance(value, bool)) or (kind == "text" and isinstance(value, str)):
+        return value
+    if value is None and parameter.default is None:
+        return None
+    wanted = {"number": "a number or block weights", "mask": "a number, block weights or a tensor",
+              "integer": "a whole number", "flag": "True or False", "text": "a text"}.get(kind, "a model")
+    span = dict(call.spans).get(parameter.name) or node.span or call.span
+    raise RecipeError(
+        f"{method.name} needs {wanted} for {parameter.name!r}, but got {value!r}", hint=method.signature, span=span
+    )
+
+
+def _refuse_tensor(method: Method[..., Any], parameter: MethodParameter, node: Node, call: Call) -> None:
+    span: Span | None = dict(call.spans).get(parameter.name) or node.span or call.span
+    got = "a model" if isinstance(node, Model) else "a computed tensor"
+    wanted = {"number": "a number or block weights", "integer": "a whole number", "flag": "True or False"}
+    raise RecipeError(
+        f"{method.name} needs {wanted.get(parameter.kind, 'a text')} for {parameter.name!r}, but got {got}",
+        hint=method.signature,
+        span=span,
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run a method on whole tensors: the reductions as one tile each, then the function."""
+    given = dict(kwargs)
+    if "sums" in method.given and "sums" not in given:
+        sums: dict[str, Any] = {}
+        for reduction in method.declaration.reductions:
+            sums.update(reduce_tile(method, reduction, args, given, sums))
+        given["sums"] = sums
+    return method.function(*args, **given)
+
+
+def reduce_tile(
+    method: Method[..., Any], reduction: Any, args: Sequence[Any], values: Mapping[str, Any], sums: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """One tile's partial sums: the reduction gets the operands, and by name those values and sums it asks for."""
+    wanted = reduction.__kwdefaults__ or {}
+    names = reduction.__code__.co_varnames
+    keyword_only = names[reduction.__code__.co_argcount :][: reduction.__code__.co_kwonlyargcount]
+    defaults = {parameter.name: parameter.default for parameter in method.parameters if not parameter.required}
+    chosen = {}
+    for name in keyword_only:
+        if name == "sums":
+            chosen[name] = sums
+        elif name in values or name not in wanted:
+            chosen[name] = values.get(name, defaults.get(name))
+    result: Mapping[str, Any] = reduction(*args, **chosen)
+    return result
