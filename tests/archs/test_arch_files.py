@@ -136,9 +136,35 @@ def test_a_bad_file_is_refused_by_entry(tmp_path: Path, before: str, after: str,
     assert message in caught.value.message
 
 
+def test_a_key_may_be_in_several_groups(tmp_path: Path) -> None:
+    groups = """
+[[group]]
+name = "REST"
+outside = ["T*"]
+
+[[group]]
+name = "LATE"
+aliases = ["late"]
+outside = ["T00"]
+"""
+    found = layout(["toy.blocks.0.w", "toy.blocks.1.w", "toy.in"], read_arch(written(tmp_path, GOOD + groups)))
+    assert found.groups == {"LATE": ("toy.blocks.1.w", "toy.in"), "REST": ("toy.in",)}
+    assert found.facts("toy.in").groups == ("REST", "LATE", "late")
+
+
 def test_a_file_without_signs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"it needs at least one \[\[recognise\]\] table"):
         read_arch(written(tmp_path, 'name = "x"\ntitle = "y"'))
+
+
+def test_the_example_of_the_documentation_is_a_good_file(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "archs.md").read_text(encoding="utf-8")
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    arch = read_arch(written(tmp_path, example))
+    found = layout(["blocks.3.attn.w", "conv_in.weight"], arch)
+    assert found.facts("blocks.3.attn.w").blocks == ("T03", "t3")
+    assert found.facts("conv_in.weight").groups == ("BASE",)
+    assert found.preset_names(13)[-1] == "T11"
 
 
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:

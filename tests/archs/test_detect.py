@@ -103,21 +103,21 @@ def test_sd2_is_told_from_sd1_by_its_linear_maps_and_its_context() -> None:
     [
         (
             sdxl_refiner_shapes(),
-            "no known arch: nearest is sdxl, but this is an SDXL refiner (12 input blocks): it merges with refiners "
-            f"only, by inferred blocks; {UNET}input_blocks.0.0.weight is [384, 4, 3, 3], expected [320, 4..9, 3, 3]",
+            ("no known arch: nearest is sdxl, but this is an SDXL refiner (12 input blocks): it merges with refiners "
+            f"only, by inferred blocks; {UNET}input_blocks.0.0.weight is [384, 4, 3, 3], expected [320, 4..9, 3, 3]"),
         ),
         (
             sdxl_refiner_shapes(32),
-            "no known arch: nearest is sdxl, but this is an SDXL refiner (12 input blocks): it merges with refiners "
-            f"only, by inferred blocks; {UNET}input_blocks.9.0.op.weight is there",
+            ("no known arch: nearest is sdxl, but this is an SDXL refiner (12 input blocks): it merges with refiners "
+            f"only, by inferred blocks; {UNET}input_blocks.9.0.op.weight is there"),
         ),
         (
             {
                 "lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": TensorInfo(DType.F16, (320, 4)),
                 "lora_unet_down_blocks_0_attentions_0_proj_in.alpha": TensorInfo(DType.F16, ()),
             },
-            "no known arch: lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight says that this is an adapter "
-            "(LoRA or the like), not a model",
+            ("no known arch: lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight says that this is an adapter "
+            "(LoRA or the like), not a model"),
         ),
         (
             without_prefix(sd1_shapes(), "first_stage_model."),

@@ -25,7 +25,18 @@ from remelt.testing.shapes import (
 )
 
 UNET = "model.diffusion_model."
-NAMED = [("sd1", sd1_shapes), ("sd2", sd2_shapes), ("sdxl", sdxl_shapes), ("sd3", sd3_shapes), ("flux", flux_shapes)]
+NAMED: list[tuple[str, Callable[..., dict[str, TensorInfo]]]] = [
+    ("sd1", sd1_shapes),
+    ("sd2", sd2_shapes),
+    ("sdxl", sdxl_shapes),
+    ("sd3", sd3_shapes),
+    ("flux", flux_shapes),
+]
+MODELS: list[tuple[str | None, Callable[..., dict[str, TensorInfo]]]] = [
+    *NAMED,
+    (None, llama_shapes),
+    (None, sdxl_refiner_shapes),
+]
 VAE_BLOCKS = [f"{half}.{i}" for half in ("down", "up") for i in range(4)]
 
 
@@ -307,7 +318,7 @@ def test_the_names_of_a_layer(inner: str, names: tuple[str, ...]) -> None:
 
 
 def test_the_three_kinds_of_layer_are_found_in_every_known_model() -> None:
-    for name, shapes in [*NAMED, (None, llama_shapes), (None, sdxl_refiner_shapes)]:
+    for name, shapes in MODELS:
         found = layout(list(shapes()), None if name is None else find_arch(name))
         for kind in ("attn", "mlp", "norm"):
             assert any(found.matches_class(found.facts(key), kind) for key in found.keys), (name, kind)

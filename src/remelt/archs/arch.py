@@ -280,8 +280,8 @@ def _registry() -> Registry[Arch]:
 def all_archs() -> Mapping[str, Arch]:
     """Every known arch by name: ours, those of installed packages, and added files.
 
-    A package offers archs by an entry point of the group ``remelt.archs`` that names a module with a list ``ARCH_FILES``
-    of paths.
+    A package offers archs by an entry point of the group ``remelt.archs`` that names a module with a list of paths,
+    ``ARCH_FILES``.
     """
     return MappingProxyType(_registry())
 

@@ -68,7 +68,12 @@ class Layout:
             {alias: entry.component for entry in entries for alias in entry.component_names[1:]}
         )
         self.blocks = _grouped((entry.blocks[0], entry.key) for entry in entries if entry.blocks)
-        self.groups = _grouped((entry.groups[0], entry.key) for entry in entries if entry.groups)
+        self.groups = _grouped(
+            (group.name, entry.key)
+            for group in (arch.groups if arch is not None else ())
+            for entry in entries
+            if group.name in entry.groups
+        )
         written = {name for entry in entries for name in (*entry.blocks, *entry.groups)}
         self.block_names = frozenset(written | set(arch.preset if arch is not None else ()))
         self.layer_classes = tuple(

@@ -67,4 +67,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from remelt.formats.pickle import PickleCheckpoint
 
         return PickleCheckpoint(path)
+    _refuse_old(magic, path)
     return SafetensorsCheckpoint(path)
+
+
+def _refuse_old(magic: bytes, path: Path) -> None:
+    """Refuse the formats that torch.save wrote before its zip archives, with the way to convert them."""
+    pickled = magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and magic[8:9] != b"{"
+    if pickled:
+        raise FormatError(
+            f"{path.name} is a bare pickle, as torch.save wrote before version 1.6: it cannot be read without running it",
+            hint="convert it where you trust it: torch.save(torch.load(path, weights_only=True), new_path)",
+        )

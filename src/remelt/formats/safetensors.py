@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,9 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{name}: its header is not UTF-8 at byte {error.start}") from None
-    _refuse_depth(text, name)
+    refuse_deep_json(text, name)
     try:
-        parsed = json.loads(text, object_pairs_hook=_without_duplicates)
+        parsed = json.loads(text, object_pairs_hook=without_duplicates)
     except _Duplicate as error:
         raise FormatError(f"{name}: its header has {error.args[0]!r} twice") from None
     except ValueError as error:
@@ -127,11 +128,12 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
     return Header(tensors, offsets, metadata)
 
 
-class _Duplicate(Exception):
+class _Duplicate(ValueError):
     pass
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary; a name given twice is an error, as one of the two would be lost."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -142,20 +144,18 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_depth(text: str, name: str) -> None:
-    if text.count("[") + text.count("{") <= DEPTH_CAP:
-        return
-    depth, in_string, escaped = 0, False, False
-    for character in text if ("[[[" in text or text.count("{") > text.count("data_offsets") + 2) else ():
-        if in_string:
-            in_string = escaped or character != '"'
-            escaped = character == "\\" and not escaped
-        elif character == '"':
-            in_string, escaped = True, False
-        elif character in "[{":
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def refuse_deep_json(text: str, name: str) -> None:
+    """Refuse JSON that nests deeper than any header does, before a parser recurses into it."""
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        character = match[0]
+        if character in "[{":
             depth += 1
             if depth > DEPTH_CAP:
-                raise FormatError(f"{name}: its header nests deeper than {DEPTH_CAP} levels")
+                raise FormatError(f"{name}: its JSON nests deeper than {DEPTH_CAP} levels")
         elif character in "]}":
             depth -= 1
 

@@ -1,0 +1,174 @@
+"""Archives that torch.save writes (.ckpt, .pt, .pth, .bin), streamed like safetensors, without running their pickle."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import FormatError
+from remelt.formats.archive import Member, read_members
+from remelt.formats.checkpoint import Checkpoint
+from remelt.formats.pickle_machine import Opaque, PickledTensor, unpickle
+
+LARGEST_PICKLE = 256 * 2**20
+_NESTS = ("state_dict", "model_state_dict", "model", "module", "params", "params_ema", "ema", "net", "weights")
+_TORCHSCRIPT = "constants.pkl"
+
+
+class PickleCheckpoint(Checkpoint):
+    """A zip archive of a pickled state dict, mapped into memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.format = "pickle"
+        self.metadata: Mapping[str, str] = {}
+        try:
+            with open(path, "rb") as file:
+                members = read_members(file, path)
+                prefix = _prefix(members, path.name)
+                found = _state_dict(_unpickled(file, members, prefix, path.name), path.name)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
+        self._view = memoryview(self._map)
+        placed = {key: (tensor, _place(tensor, members, prefix, key, path.name)) for key, tensor in found.items()}
+        order = sorted(placed, key=lambda key: placed[key][1])
+        self._tensors = {key: placed[key][0] for key in order}
+        self._offsets = {key: placed[key][1] for key in order}
+        self.tensors: Mapping[str, TensorInfo] = {
+            key: TensorInfo(tensor.dtype, tensor.shape) for key, tensor in self._tensors.items()
+        }
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
+        """Row-major bytes of a tensor: a view where it is contiguous, else gathered."""
+        info, tensor, offset = self.tensors[key], self._tensors[key], self._offsets[key]
+        end = info.nbytes if stop is None else stop
+        if _is_contiguous(tensor):
+            return self._view[offset + start : offset + end]
+        width = info.dtype.itemsize
+        span = _span(tensor) * width
+        elements = np.frombuffer(self._view[offset : offset + span], dtype=f"V{width}")
+        strides = [stride * width for stride in tensor.strides]
+        view = np.lib.stride_tricks.as_strided(elements, tensor.shape, strides, writeable=False)
+        gathered = view.flat[start // width : end // width]
+        return memoryview(np.ascontiguousarray(gathered).view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+
+    def position(self, key: str) -> tuple[int, int]:
+        """The tensor's offset in the file."""
+        return 0, self._offsets[key]
+
+    def files(self) -> tuple[Path, ...]:
+        """The archive itself."""
+        return (self.path,) if self.path is not None else ()
+
+    def close(self) -> None:
+        """Unmap the file, unless views of it are still held: then it goes with the last of them."""
+        try:
+            self._view.release()
+            self._map.close()
+        except BufferError:
+            pass
+
+
+def _prefix(members: Mapping[str, Member], name: str) -> str:
+    """The archive's own folder, which torch.save names after the file."""
+    found = [member.removesuffix("data.pkl") for member in members if member.endswith("/data.pkl") and member.count("/") == 1]
+    if len(found) != 1:
+        raise FormatError(f"{name} is a zip archive, but no checkpoint: it has {len(found)} pickles, and one is due")
+    if found[0] + _TORCHSCRIPT in members:
+        raise FormatError(f"{name} is a TorchScript program, not a checkpoint", hint="save its state_dict() as safetensors")
+    return found[0]
+
+
+def _unpickled(file: Any, members: Mapping[str, Member], prefix: str, name: str) -> Any:
+    order = members.get(prefix + "byteorder")
+    if order is not None:
+        file.seek(order.offset)
+        if file.read(min(order.size, 16)) != b"little":
+            raise FormatError(f"{name} was saved on a big-endian machine", hint="save it again on a usual one")
+    pickled = members[prefix + "data.pkl"]
+    if pickled.size > LARGEST_PICKLE:
+        raise FormatError(f"{name}: its pickle has {pickled.size} bytes, and at most {LARGEST_PICKLE} are allowed")
+    file.seek(pickled.offset)
+    return unpickle(file.read(pickled.size), name)
+
+
+def _state_dict(root: Any, name: str) -> dict[str, PickledTensor]:
+    """The tensors by name, from the root or from where training tools nest them."""
+    if isinstance(root, Opaque):
+        raise FormatError(f"{name} holds a whole {root.origin} object, not a state dict", hint="save model.state_dict()")
+    if not isinstance(root, dict):
+        raise FormatError(f"{name} holds {type(root).__name__}, not a state dict")
+    if not any(isinstance(value, PickledTensor) for value in root.values()):
+        nests = [nest for nest in _NESTS if isinstance(root.get(nest), dict) and _flattened(root[nest], name)]
+        if len(nests) > 1 and nests[0] != "state_dict":
+            raise FormatError(f"{name} holds several state dicts: {', '.join(nests)}", hint="save the one that is meant")
+        if nests:
+            root = root[nests[0]]
+    found = _flattened(root, name)
+    if not found:
+        raise FormatError(f"{name} holds no tensors")
+    return found
+
+
+def _flattened(root: dict[Any, Any], name: str) -> dict[str, PickledTensor]:
+    """Every tensor of nested mappings, names joined by dots; what is no tensor is left out."""
+    found: dict[str, PickledTensor] = {}
+    seen = {id(root)}
+    pending: list[tuple[str, Any]] = [("", root)]
+    while pending:
+        prefix, mapping = pending.pop()
+        for key, value in mapping.items():
+            full = f"{prefix}{key}"
+            if isinstance(value, PickledTensor):
+                if full in found:
+                    raise FormatError(f"{name}: two tensors are named {full!r}")
+                found[full] = value
+            elif isinstance(value, dict) and id(value) not in seen:
+                seen.add(id(value))
+                pending.append((f"{full}.", value))
+            elif isinstance(value, Opaque) and "_rebuild_" in value.origin and "tensor" in value.origin:
+                raise FormatError(f"{name}: {full!r} is made by {value.origin}, which is not supported")
+    return found
+
+
+def _place(tensor: PickledTensor, members: Mapping[str, Member], prefix: str, key: str, name: str) -> int:
+    """The offset of a tensor's first element in the file, held against its storage."""
+    member = members.get(f"{prefix}data/{tensor.storage.key}")
+    if member is None:
+        raise FormatError(f"{name}: the storage {tensor.storage.key!r} of {key!r} is missing", hint="the file is damaged")
+    width = tensor.dtype.itemsize
+    stored = tensor.storage.numel * (tensor.storage.dtype.itemsize if tensor.storage.dtype is not None else 1)
+    needed = (tensor.offset + _span(tensor)) * width
+    if stored > member.size or needed > stored:
+        raise FormatError(
+            f"{name}: {key!r} needs {max(needed, stored)} bytes of its storage, which has {member.size}",
+            hint="the file is damaged: download it again",
+        )
+    if math.prod(tensor.shape) * width > 2**63 - 1:
+        raise FormatError(f"{name}: {key!r} of shape {list(tensor.shape)} is larger than any file")
+    return member.offset + tensor.offset * width
+
+
+def _span(tensor: PickledTensor) -> int:
+    """Elements from a tensor's first to its last."""
+    if 0 in tensor.shape:
+        return 0
+    return 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.strides, strict=True))
+
+
+def _is_contiguous(tensor: PickledTensor) -> bool:
+    expected = 1
+    for length, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+        if length == 0:
+            return True
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
