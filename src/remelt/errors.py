@@ -1,20 +1,20 @@
 """Every exception that remelt raises on purpose, in one tree.
 
-    RemeltError                 the law, the facts, the remedy
-    ├── UsageError              the call itself is wrong                            (exit code 2)
-    │   ├── OptionError         an option, argument or plugin has an impossible value
-    │   └── MissingExtraError   a feature needs an optional dependency
-    ├── RefusedError            refused before a byte is written                    (exit code 3)
-    │   ├── FormatError         a file is malformed, hostile, or of no known format
-    │   ├── ModelNameError      a model name fits no file, or several
-    │   ├── RecipeError         a recipe says something that cannot be meant
-    │   │   └── RecipeSyntaxError   its text is not a recipe
-    │   ├── CheckError          all problems of a recipe with its inputs, at once
-    │   ├── BudgetError         memory or disk would not suffice
-    │   └── OutputError         the output cannot be written where it was asked for
-    └── RunError                failed while running; nothing was published         (exit code 4)
-        ├── NonFiniteError      NaN or infinity where the policy is to refuse them
-        └── MethodError         a merge method raised, or broke its declaration
+RemeltError                 the law, the facts, the remedy
+├── UsageError              the call itself is wrong                            (exit code 2)
+│   ├── OptionError         an option, argument or plugin has an impossible value
+│   └── MissingExtraError   a feature needs an optional dependency
+├── RefusedError            refused before a byte is written                    (exit code 3)
+│   ├── FormatError         a file is malformed, hostile, or of no known format
+│   ├── ModelNameError      a model name fits no file, or several
+│   ├── RecipeError         a recipe says something that cannot be meant
+│   │   └── RecipeSyntaxError   its text is not a recipe
+│   ├── CheckError          all problems of a recipe with its inputs, at once
+│   ├── BudgetError         memory or disk would not suffice
+│   └── OutputError         the output cannot be written where it was asked for
+└── RunError                failed while running; nothing was published         (exit code 4)
+    ├── NonFiniteError      NaN or infinity where the policy is to refuse them
+    └── MethodError         a merge method raised, or broke its declaration
 """
 
 from __future__ import annotations

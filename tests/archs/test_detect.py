@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from remelt.archs.detect import Detection, detect, family_conflict
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.testing.shapes import (
+from remelt.archs.shapes import (
     flux_shapes,
     llama_shapes,
     sd1_shapes,

@@ -13,7 +13,7 @@ from remelt.archs.arch import all_archs, find_arch
 from remelt.archs.facts import class_matches, layer_names, layout, natural_order
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
-from remelt.testing.shapes import (
+from remelt.archs.shapes import (
     flux_shapes,
     llama_shapes,
     sd1_shapes,

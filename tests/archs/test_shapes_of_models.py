@@ -10,7 +10,7 @@ import pytest
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import OptionError
-from remelt.testing.shapes import (
+from remelt.archs.shapes import (
     flux_shapes,
     llama_shapes,
     sd1_shapes,

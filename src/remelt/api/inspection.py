@@ -17,6 +17,7 @@ from remelt.api.resources import available_memory, usable_cores
 from remelt.archs.arch import all_archs, find_arch
 from remelt.archs.detect import detect
 from remelt.archs.facts import layout
+from remelt.archs.shapes import shapes_of
 from remelt.core.tensor_info import total_bytes
 from remelt.formats.checkpoint import open_checkpoint
 from remelt.formats.locate import config_path, locate_model, models_folders
@@ -94,12 +95,16 @@ def describe_archs() -> list[dict[str, str]]:
     return [{"name": name, "title": arch.title} for name, arch in all_archs().items()]
 
 
-def describe_arch(name: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Components, blocks with their keys, and layer classes of an arch over some keys."""
-    described = layout(keys, find_arch(name))
+def describe_arch(name: str) -> dict[str, Any]:
+    """Components, blocks with their keys, and layer classes of a named arch, as a full-size model has them."""
+    arch = find_arch(name)
+    described = layout(tuple(shapes_of(name) or ()), arch)
     return {
+        "title": arch.title,
         "components": {component: list(found) for component, found in described.components.items()},
         "blocks": {block: list(found) for block, found in described.blocks.items()},
+        "groups": {group: list(found) for group, found in described.groups.items()},
+        "preset": list(arch.preset),
         "classes": list(described.layer_classes),
     }
 

@@ -34,7 +34,9 @@ class Merged:
     nonfinite: list[str] = field(default_factory=list)
 
 
-def merge(recipe: Node | PathLike, output: PathLike | None = None, *, watch: Watch | None = None, **options: Any) -> Any:
+def merge(
+    recipe: Node | PathLike, output: PathLike | None = None, *, watch: Watch | None = None, **options: Any
+) -> Any:
     """Merge a recipe to a file or folder, or, without ``output``, to a dictionary of tensors.
 
     ``recipe`` is a node, the path of a recipe file, or that of a checkpoint that carries its recipe. The options are

@@ -12,7 +12,19 @@ from remelt.formats.layout import OutputLayout, file_layout, folder_layout
 from remelt.planning.plan import PlannedOutput
 
 SUFFIX = ".safetensors"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".index.json", ".partial")
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".onnx",
+    ".h5",
+    ".msgpack",
+    ".index.json",
+    ".partial",
+)
 _LARGEST_COMPANION = 2**28
 
 
@@ -21,7 +33,9 @@ def output_path(output: Path, *, folder: bool) -> Path:
     if folder or output.suffix == SUFFIX:
         return output
     if output.suffix in (".ckpt", ".pt", ".pth", ".bin", ".gguf"):
-        raise OptionError(f"results are written as safetensors, but the output is {output.name}", hint=f"-o {output.stem}{SUFFIX}")
+        raise OptionError(
+            f"results are written as safetensors, but the output is {output.name}", hint=f"-o {output.stem}{SUFFIX}"
+        )
     return output.with_name(output.name + SUFFIX)
 
 

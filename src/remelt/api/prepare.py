@@ -58,7 +58,9 @@ class Prepared:
 
 
 def prepare(
-    sources: Sequence[Source], outputs: Sequence[Path | None], options: MergeOptions,
+    sources: Sequence[Source],
+    outputs: Sequence[Path | None],
+    options: MergeOptions,
     methods: Mapping[str, Method[..., Any]],
 ) -> Prepared:
     """Plan merges of recipes to outputs (None: memory).
@@ -106,8 +108,13 @@ class _Group:
     """Some recipes over some inputs, on the way to their plan."""
 
     def __init__(
-        self, graph: BoundGraph, opened: Opened, masses: Sequence[float | None], positions: Sequence[int],
-        used: Sequence[int], options: MergeOptions,
+        self,
+        graph: BoundGraph,
+        opened: Opened,
+        masses: Sequence[float | None],
+        positions: Sequence[int],
+        used: Sequence[int],
+        options: MergeOptions,
     ) -> None:
         self.graph, self.masses, self.positions, self.options = graph, masses, positions, options
         self.inputs = {index: opened.inputs[index] for index in used}
@@ -120,7 +127,14 @@ class _Group:
             for place, position in enumerate(self.positions)
         ]
         self.refuse_disk(planned)
-        plan = make_plan(report, self.inputs, planned, self.resources(), self.warnings(report, planned), self.notes(report))
+        plan = make_plan(
+            report,
+            self.inputs,
+            planned,
+            self.resources(),
+            list(self.warnings(report, planned)),
+            list(self.notes(report)),
+        )
         sources = tuple(tuple(self.weights_of(root)) for root in self.roots)
         companions = tuple(
             tuple(companions_of(self.first_of(root), output)) for root, output in zip(self.roots, planned, strict=True)
@@ -214,9 +228,13 @@ class _Group:
             done = f"taken from {having}" if settled == "first" else "left out"
             yield f"{lacking} lacks {len(keys)} keys that {having} has, {done}: {fold_keys(keys)}"
         if self.options.compute is DType.F32:
-            wide = [one.label for one in self.inputs.values() if any(t.dtype is DType.F64 for t in one.checkpoint.tensors.values())]
+            wide = [
+                one.label
+                for one in self.inputs.values()
+                if any(t.dtype is DType.F64 for t in one.checkpoint.tensors.values())
+            ]
             if wide:
-                yield f"F64 tensors in {', '.join(wide)} are computed in float32; --compute-dtype float64 keeps their precision"
+                yield f"F64 tensors in {', '.join(wide)} are computed in float32; --compute-dtype float64 keeps them"
         for one in self.inputs.values():
             if one.note:
                 yield f"{one.label}: {one.note}"

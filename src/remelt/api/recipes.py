@@ -47,7 +47,9 @@ def load_recipe(recipe: Node | PathLike) -> Source:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path.name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
+        raise RecipeError(
+            f"{path.name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from None
     return Source(read_recipe(text, path.name), path.resolve().parent, path.stem)
 
 

@@ -32,7 +32,10 @@ def _linux_memory() -> int | None:
                 amounts.append(int(line.split()[1]) * 1024)
     except (OSError, ValueError, IndexError):
         pass
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
             amounts.append(int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text()))
         except (OSError, ValueError):
@@ -49,7 +52,7 @@ def _macos_memory() -> int | None:
 
 
 class _MemoryStatus(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [  # noqa: RUF012
+    _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
         (name, ctypes.c_ulonglong)
         for name in ("total", "available", "page_total", "page_available", "virtual", "virtual_available", "extended")
     ]

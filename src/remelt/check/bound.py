@@ -138,7 +138,9 @@ class _Binder:
                 )
         identity = (node.method, tuple(operands), bound.values)
         found = self.known.get(identity)
-        return self.append(identity, Step(node, None, method, tuple(operands), bound.values)) if found is None else found
+        return (
+            self.append(identity, Step(node, None, method, tuple(operands), bound.values)) if found is None else found
+        )
 
     def append(self, identity: tuple[object, ...], step: Step) -> int:
         self.graph.steps.append(step)

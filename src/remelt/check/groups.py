@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from remelt.archs.facts import Layout
 from remelt.check.bound import BoundGraph
 from remelt.check.inputs import Input
-from remelt.check.specialise import Kind, Specialiser
+from remelt.check.specialise import Kind, Place, Shape, Specialiser
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import MethodError
@@ -18,7 +18,12 @@ class KeyGroups:
     """All keys of some inputs, in the first input's order, in batches that must be computed together."""
 
     def __init__(
-        self, specialiser: Specialiser, graph: BoundGraph, steps: Sequence[int], inputs: Mapping[int, Input], layout: Layout
+        self,
+        specialiser: Specialiser,
+        graph: BoundGraph,
+        steps: Sequence[int],
+        inputs: Mapping[int, Input],
+        layout: Layout,
     ) -> None:
         self.specialiser, self.graph, self.steps, self.inputs, self.layout = specialiser, graph, steps, inputs, layout
         self.keys = list(dict.fromkeys(key for given in inputs.values() for key in given.checkpoint.tensors))
@@ -31,7 +36,8 @@ class KeyGroups:
 
     def _declare(self, index: int) -> None:
         method = self.graph.steps[index].method
-        assert method is not None and method.declaration.keys is not None
+        assert method is not None
+        assert method.declaration.keys is not None
         layout = self._layout_of(self.graph.steps[index].operands[0][1])
         by_key: dict[str, Group] = {}
         for group in method.declaration.keys(layout):
@@ -51,7 +57,9 @@ class KeyGroups:
         for key in self.keys:
             needed = self.needed([key], below=step)
             present = {(index, k) for index, given in self.inputs.items() for k in needed if given.info(k) is not None}
-            shapes = {place: self.inputs[place[0]].checkpoint.tensors[str(place[1])].shape for place in present}
+            shapes: dict[Place, Shape] = {
+                place: self.inputs[place[0]].checkpoint.tensors[str(place[1])].shape for place in present
+            }
             groups = self.by_step or {-1: {}}
             program, _ = self.specialiser.specialise((key,), set(present), self._kind, shapes, groups, only=step)
             if program is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from remelt.archs.arch import Arch, find_arch
 from remelt.archs.detect import Detection
 from remelt.check.bound import BoundGraph
+from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import Problem
 from remelt.formats.checkpoint import Checkpoint
@@ -27,6 +28,10 @@ class Input:
     def note(self) -> str | None:
         """In which ways the model is special among its arch, in words."""
         return "; ".join(variant.note for variant in self.detection.variants) or None
+
+    def has(self, dtype: DType) -> bool:
+        """Whether any tensor is of that element type."""
+        return any(info.dtype is dtype for info in self.checkpoint.tensors.values())
 
     def info(self, key: str) -> TensorInfo | None:
         """The tensor's type and shape, or None where the file lacks it."""
@@ -60,7 +65,9 @@ def arch_of(inputs: Sequence[Input], problems: list[Problem]) -> Arch | None:
     if len(found) > 1:
         for name, (_, given, evidence) in found.items():
             problems.append(
-                Problem(given.label, f"is {name}: {evidence}", "a recipe merges models of one arch; the inputs mix them")
+                Problem(
+                    given.label, f"is {name}: {evidence}", "a recipe merges models of one arch; the inputs mix them"
+                )
             )
     return next((arch for arch, _, _ in found.values()), None)
 

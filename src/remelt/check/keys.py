@@ -15,7 +15,7 @@ from remelt.check.bound import BoundGraph, Step
 from remelt.check.groups import KeyGroups
 from remelt.check.inputs import Input
 from remelt.check.program import Program
-from remelt.check.specialise import Kind, Specialiser, Stranded
+from remelt.check.specialise import Kind, Place, Shape, Specialiser, Stranded
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.recipe.blocks import BlockWeights
@@ -63,7 +63,11 @@ class KeyOptions:
 
 
 def check_keys(
-    graph: BoundGraph, roots: Sequence[int], inputs: Mapping[int, Input], layout: Layout, options: KeyOptions,
+    graph: BoundGraph,
+    roots: Sequence[int],
+    inputs: Mapping[int, Input],
+    layout: Layout,
+    options: KeyOptions,
     masses: Sequence[float | None],
 ) -> KeyReport:
     """The tasks of some results over the inputs that they use, and every problem of their keys."""
@@ -72,8 +76,13 @@ def check_keys(
 
 class _KeyCheck:
     def __init__(
-        self, graph: BoundGraph, roots: Sequence[int], inputs: Mapping[int, Input], layout: Layout,
-        options: KeyOptions, masses: Sequence[float | None],
+        self,
+        graph: BoundGraph,
+        roots: Sequence[int],
+        inputs: Mapping[int, Input],
+        layout: Layout,
+        options: KeyOptions,
+        masses: Sequence[float | None],
     ) -> None:
         self.graph, self.roots, self.inputs, self.layout, self.options = graph, roots, inputs, layout, options
         self.steps = sorted({step for root in roots for step in graph.reachable(root)})
@@ -102,7 +111,9 @@ class _KeyCheck:
             return
         first = next(iter(found.values())).shape
         alike = all(info.shape == first for info in found.values()) and not self.specialiser.shapes_change
-        shapes = None if alike else {(index, None): info.shape for index, info in found.items()}
+        shapes: dict[Place, Shape] | None = (
+            None if alike else {(index, None): info.shape for index, info in found.items()}
+        )
         signature = (
             tuple(found),
             copied,
@@ -111,7 +122,7 @@ class _KeyCheck:
             None if shapes is None else tuple(shapes.values()),
         )
         if signature not in self.programs:
-            present = {(index, None) for index in found}
+            present: set[Place] = {(index, None) for index in found}
             self.programs[signature] = self.specialiser.specialise((None,), present, lambda _: kind, shapes)
         program, stranded = self.programs[signature]
         self._finish(key, program, stranded, numbers, found, copied)
@@ -119,10 +130,14 @@ class _KeyCheck:
     def _joint(self, keys: Sequence[str]) -> None:
         """Keys that a method of cut ``model`` computes together have a program of their own."""
         needed = self.groups.needed(keys)
-        found = {(index, key): info for index, given in self.inputs.items() for key in needed
-                 if (info := given.info(key)) is not None}
+        found = {
+            (index, key): info
+            for index, given in self.inputs.items()
+            for key in needed
+            if (info := given.info(key)) is not None
+        }
         kinds = {key: self._kind(key) for key in needed}
-        shapes = {place: info.shape for place, info in found.items()}
+        shapes: dict[Place, Shape] = {place: info.shape for place, info in found.items()}
         program, stranded = self.specialiser.specialise(
             tuple(keys), set(shapes), lambda key: kinds[str(key)], shapes, self.groups.by_step
         )
@@ -135,8 +150,13 @@ class _KeyCheck:
         return Kind(facts, tuple(self._numbers(facts)), facts.copied or not first.dtype.is_float)
 
     def _finish(
-        self, key: str, program: Program | None, stranded: Sequence[Stranded],
-        numbers: Sequence[float], found: Mapping[int, TensorInfo], copied: bool,
+        self,
+        key: str,
+        program: Program | None,
+        stranded: Sequence[Stranded],
+        numbers: Sequence[float],
+        found: Mapping[int, TensorInfo],
+        copied: bool,
     ) -> None:
         outputs = [] if program is None else list(self._outputs(program, key))
         if program is not None and outputs:

@@ -14,7 +14,7 @@ from remelt.recipe.blocks import BLOCKS, CLASSES, COMPONENTS, DEPTH, KEYS, PRESE
 
 
 def check_names(graph: BoundGraph, steps: list[int], layout: Layout) -> list[Problem]:
-    """A problem for every name in block weights, and every component picked or omitted, that the model does not have."""
+    """A problem for every name in block weights, and every picked or omitted component, that the model lacks."""
     problems: list[Problem] = []
     checked: set[BlockWeights] = set()
     for index in steps:
@@ -23,11 +23,16 @@ def check_names(graph: BoundGraph, steps: list[int], layout: Layout) -> list[Pro
             if isinstance(value, BlockWeights):
                 if value not in checked:
                     checked.add(value)
-                    problems += [_problem(step, name, *found) for rule in value.rules for found in _unknown(rule, layout)]
-            elif step.method is not None and step.method.declaration.selects is not None and isinstance(value, str):
-                if value not in component_names(layout):
-                    problems.append(_problem(step, name, *_no("component", value, component_names(layout))))
+                    problems += [
+                        _problem(step, name, *found) for rule in value.rules for found in _unknown(rule, layout)
+                    ]
+            elif _selects(step) and isinstance(value, str) and value not in component_names(layout):
+                problems.append(_problem(step, name, *_no("component", value, component_names(layout))))
     return problems
+
+
+def _selects(step: Step) -> bool:
+    return step.method is not None and step.method.declaration.selects is not None
 
 
 def component_names(layout: Layout) -> list[str]:

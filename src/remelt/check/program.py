@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from remelt.core.dtype import DType
 from remelt.recipe.method import Method
@@ -38,7 +38,7 @@ class Constant:
     value: Any
 
 
-Argument = Union[Register, Bundle, Slot, Constant]
+Argument = Register | Bundle | Slot | Constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Item:
     key: str
 
 
-Instruction = Union[Load, Apply, Item]
+Instruction = Load | Apply | Item
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from remelt.check.inputs import Input
@@ -45,10 +44,20 @@ def fold_keys(keys: Sequence[str], shown: int = _SHOWN) -> str:
         parent, dot, leaf = key.rpartition(".")
         by_parent.setdefault(parent + dot, []).append(leaf)
     folded = [
-        parent + (leaves[0] if len(leaves) == 1 else "{" + ",".join(leaves) + "}") for parent, leaves in by_parent.items()
+        parent + (leaves[0] if len(leaves) == 1 else "{" + ",".join(leaves) + "}")
+        for parent, leaves in by_parent.items()
     ]
     if len(folded) <= shown:
         return ", ".join(folded)
-    prefix = os.path.commonprefix(list(keys))
+    prefix = _shared_beginning(keys)
     whole = f" (all begin with {prefix!r})" if len(prefix) > 3 else ""
     return f"{', '.join(folded[:shown])} and {len(folded) - shown} more{whole}"
+
+
+def _shared_beginning(keys: Sequence[str]) -> str:
+    """What all keys begin with, up to a dot."""
+    low, high = min(keys), max(keys)
+    shared = next(
+        (at for at, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), min(len(low), len(high))
+    )
+    return low[: low.rfind(".", 0, shared) + 1]

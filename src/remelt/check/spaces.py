@@ -34,7 +34,7 @@ def infer_masses(graph: BoundGraph) -> tuple[list[Mass], list[Problem]]:
             problems.append(
                 Problem(
                     "",
-                    f"a recipe's result is a weight (mass 1) or a delta (mass 0), but this one is {_describe(masses[root])}",
+                    f"a result is a weight (mass 1) or a delta (mass 0), but this one is {_describe(masses[root])}",
                     "hint: the numbers that scale the models must add up to 1, or to 0 for a difference",
                     graph.steps[root].span,
                 )
@@ -74,7 +74,7 @@ def _mass(step: Step, masses: Sequence[Mass]) -> Mass:
             raise RecipeError(f"{method.name} needs a weight or a delta for {name!r}, but got {_describe(mass)}")
         elif seen_same and space != name_of(shared):
             raise RecipeError(
-                f"{method.name} needs operands of one space, but got {_describe(shared)} and, for {name!r}, {_describe(mass)}",
+                f"{method.name} needs one space, but got {_describe(shared)} and {_describe(mass)} for {name!r}",
                 hint="subtracting two weights gives a delta; add_difference adds a delta to a weight",
             )
         else:

@@ -69,7 +69,11 @@ class Specialiser:
     """Walks the bound steps for one kind of key at a time."""
 
     def __init__(
-        self, graph: BoundGraph, steps: Sequence[int], roots: Sequence[int], inputs: Mapping[int, Input],
+        self,
+        graph: BoundGraph,
+        steps: Sequence[int],
+        roots: Sequence[int],
+        inputs: Mapping[int, Input],
         masses: Sequence[float | None],
     ) -> None:
         self.graph, self.steps, self.roots, self.inputs, self.masses = graph, steps, roots, inputs, masses
@@ -103,7 +107,8 @@ class Specialiser:
     def selects(self, index: int, facts: KeyFacts) -> bool:
         """Whether a picking or omitting step lets the key through."""
         step = self.graph.steps[index]
-        assert step.method is not None and step.method.declaration.selects is not None
+        assert step.method is not None
+        assert step.method.declaration.selects is not None
         return step.method.declaration.selects(facts, dict(step.values))
 
     def shortcuts(self, numbers: Sequence[float]) -> tuple[float | None, ...]:
@@ -120,14 +125,18 @@ class Specialiser:
         return Program((Load(index, None),), (Output(root, None, 0, index, None),), (None,))
 
     def specialise(
-        self, keys: Sequence[str | None], present: set[Place], describe: Describe,
-        shapes: Mapping[Place, Shape] | None, groups: Mapping[int, Mapping[str, Group]] | None = None,
+        self,
+        keys: Sequence[str | None],
+        present: set[Place],
+        describe: Describe,
+        shapes: Mapping[Place, Shape] | None,
+        groups: Mapping[int, Mapping[str, Group]] | None = None,
         only: int | None = None,
     ) -> tuple[Program | None, list[Stranded]]:
         """The program of the results at these keys, and the results that cannot be computed there.
 
-        ``keys`` is ``(None,)`` for a key left open; ``describe`` tells its kind; ``groups`` gives, for each step of cut ``model``, the group of each
-        key; ``only`` asks for one step's value instead of the results'.
+        ``keys`` is ``(None,)`` for a key left open; ``describe`` tells its kind; ``groups`` gives, for each step of cut
+        ``model``, the group of each key; ``only`` asks for one step's value instead of the results'.
         """
         walk = _Walk(self, present, describe, shapes, groups or {})
         roots = [only] if only is not None else list(self.roots)
@@ -152,8 +161,12 @@ class _Walk:
     """One walk over the steps: states by step and key, instructions as they arise."""
 
     def __init__(
-        self, owner: Specialiser, present: set[Place], describe: Describe,
-        given: Mapping[Place, Shape] | None, groups: Mapping[int, Mapping[str, Group]],
+        self,
+        owner: Specialiser,
+        present: set[Place],
+        describe: Describe,
+        given: Mapping[Place, Shape] | None,
+        groups: Mapping[int, Mapping[str, Group]],
     ) -> None:
         self.owner, self.present, self.describe, self.given, self.groups = owner, present, describe, given, groups
         self.states: dict[Place, _State] = {}
@@ -165,7 +178,7 @@ class _Walk:
     def needed(self, roots: Sequence[int], keys: Sequence[str | None]) -> dict[int, Sequence[str | None]]:
         """Which keys of each step the results need; more than their own only through methods of cut ``model``."""
         if not self.groups:
-            return {index: keys for index in self.owner.steps}
+            return dict.fromkeys(self.owner.steps, keys)
         wanted: dict[int, dict[str | None, None]] = {root: dict.fromkeys(keys) for root in roots}
         for index in reversed(self.owner.steps):
             here = wanted.get(index)

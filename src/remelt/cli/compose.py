@@ -17,9 +17,18 @@ from remelt.recipe.compose import parameters_of
 
 @click.command("compose")
 @click.argument("base", metavar="RECIPE")
-@click.option("-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME PATH",
-              help="A parameter and the model or recipe that fills it; repeatable.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The recipe file to write; by default it is printed.")
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME PATH",
+    help="A parameter and the model or recipe that fills it; repeatable.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The recipe file to write; by default it is printed."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @shared.models
 @shared.common

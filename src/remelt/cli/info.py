@@ -20,7 +20,12 @@ from remelt.errors import UsageError
 @shared.models
 @shared.common
 def command(
-    name: str | None, verbose: bool, models_dirs: tuple[Path, ...], plugins: tuple[Path, ...], as_json: bool, debug: bool
+    name: str | None,
+    verbose: bool,
+    models_dirs: tuple[Path, ...],
+    plugins: tuple[Path, ...],
+    as_json: bool,
+    debug: bool,
 ) -> None:
     """List archs and merge methods, or describe one: components, blocks, layer classes; signature, spaces, formula."""
     from remelt.api import inspection
@@ -56,7 +61,7 @@ def _arch(name: str, described: Mapping[str, Any], verbose: bool, as_json: bool)
     if as_json:
         echo_json({"name": name, **described})
         return
-    click.echo(name)
+    click.echo(f"{name}: {described['title']}")
     click.echo("components")
     for component, keys in described["components"].items():
         click.echo(f"  {component:<14} {len(keys)} keys")
@@ -66,6 +71,10 @@ def _arch(name: str, described: Mapping[str, Any], verbose: bool, as_json: bool)
         if verbose:
             for key in keys:
                 click.echo(f"    {key}")
+    for group, keys in described["groups"].items():
+        click.echo(f"  {group:<14} {len(keys)} keys (a group of what is in no other block)")
+    if described["preset"]:
+        click.echo(f"preset strings: {', '.join(described['preset'])}")
     click.echo("layer classes")
     for layer in described["classes"]:
         click.echo(f"  {layer}")

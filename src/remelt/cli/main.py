@@ -95,7 +95,9 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"failed: {type(error).__name__}: {error}\nhint: this is a fault of remelt; --debug shows where", err=True)
+        click.echo(
+            f"failed: {type(error).__name__}: {error}\nhint: this is a fault of remelt; --debug shows where", err=True
+        )
         return FAILED
 
 
@@ -108,8 +110,12 @@ def _tell(error: RemeltError, as_json: bool) -> None:
         told["place"] = str(error.span)
     if isinstance(error, CheckError):
         told["problems"] = [
-            {"subject": problem.subject, "message": problem.message, "hint": problem.hint,
-             "place": None if problem.span is None else str(problem.span)}
+            {
+                "subject": problem.subject,
+                "message": problem.message,
+                "hint": problem.hint,
+                "place": None if problem.span is None else str(problem.span),
+            }
             for problem in error.problems
         ]
     _echo_json(told)

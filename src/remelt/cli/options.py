@@ -19,30 +19,61 @@ _COMMON = [
 ]
 _MODELS = [
     click.option(
-        "--models-dir", "models_dirs", multiple=True, metavar="FOLDER", type=click.Path(path_type=Path),
+        "--models-dir",
+        "models_dirs",
+        multiple=True,
+        metavar="FOLDER",
+        type=click.Path(path_type=Path),
         help="A folder of models, repeatable; also REMELT_MODELS_DIR and the config file.",
     ),
     click.option(
-        "--plugin", "plugins", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
+        "--plugin",
+        "plugins",
+        multiple=True,
+        metavar="FILE",
+        type=click.Path(path_type=Path),
         help="A Python file with merge methods of yours, repeatable. It is run.",
     ),
 ]
 _MERGING = [
     click.argument("sources", nargs=-1, required=True, metavar="RECIPE... | MODEL MODEL..."),
-    click.option("-o", "--output", metavar="PATH", help="The file to write, or a folder for several recipes or shards."),
+    click.option(
+        "-o", "--output", metavar="PATH", help="The file to write, or a folder for several recipes or shards."
+    ),
     click.option("-m", "--method", metavar="NAME", help="Merge the models given by this method, without a recipe."),
-    click.option("-p", "--parameter", "parameters", nargs=2, multiple=True, metavar="NAME VALUE",
-                 help="An argument of the method, or a parameter of the recipe; repeatable."),
-    click.option("--compute-dtype", default="float32", show_default=True, metavar="TYPE", help="What arithmetic is done in."),
+    click.option(
+        "-p",
+        "--parameter",
+        "parameters",
+        nargs=2,
+        multiple=True,
+        metavar="NAME VALUE",
+        help="An argument of the method, or a parameter of the recipe; repeatable.",
+    ),
+    click.option(
+        "--compute-dtype", default="float32", show_default=True, metavar="TYPE", help="What arithmetic is done in."
+    ),
     click.option("--dtype", metavar="TYPE", help="Element type of the output; by default each tensor keeps its own."),
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or mps."),
     click.option("--threads", type=click.IntRange(min=1), help="By default one a core, at most 8."),
-    click.option("--memory", metavar="SIZE", help="Memory budget, as in 4GiB; by default a quarter of what is available."),
+    click.option(
+        "--memory", metavar="SIZE", help="Memory budget, as in 4GiB; by default a quarter of what is available."
+    ),
     click.option("--max-shard-size", metavar="SIZE", help="Write a folder of shards of at most this size."),
-    click.option("--missing", type=click.Choice(["error", "first", "skip"]), default="error", show_default=True,
-                 help="Keys that one input lacks."),
-    click.option("--nonfinite", type=click.Choice(["error", "keep", "missing"]), default="error", show_default=True,
-                 help="NaN and infinities in the inputs."),
+    click.option(
+        "--missing",
+        type=click.Choice(["error", "first", "skip"]),
+        default="error",
+        show_default=True,
+        help="Keys that one input lacks.",
+    ),
+    click.option(
+        "--nonfinite",
+        type=click.Choice(["error", "keep", "missing"]),
+        default="error",
+        show_default=True,
+        help="NaN and infinities in the inputs.",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete."),
     click.option("--fallback", metavar="MODEL", help="A model that gives what the result lacks."),
 ]
@@ -71,8 +102,19 @@ def _apply(options: list[Any], command: F) -> F:
 
 def merge_options(given: dict[str, Any]) -> MergeOptions:
     """The options of a merge from those of the command line."""
-    names = ("models_dirs", "compute_dtype", "dtype", "device", "threads", "memory", "max_shard_size", "missing",
-             "nonfinite", "overwrite", "fallback")
+    names = (
+        "models_dirs",
+        "compute_dtype",
+        "dtype",
+        "device",
+        "threads",
+        "memory",
+        "max_shard_size",
+        "missing",
+        "nonfinite",
+        "overwrite",
+        "fallback",
+    )
     return MergeOptions(**{name: given[name] for name in names})
 
 

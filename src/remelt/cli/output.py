@@ -33,8 +33,13 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     return {
         "inputs": [asdict(given) for given in plan.inputs],
         "outputs": [
-            {"path": output.path, "space": output.space, "tensors": len(output.tensors), "size": output.size,
-             "files": [file.name for file in output.layout.files] if output.layout is not None else []}
+            {
+                "path": output.path,
+                "space": output.space,
+                "tensors": len(output.tensors),
+                "size": output.size,
+                "files": [file.name for file in output.layout.files] if output.layout is not None else [],
+            }
             for output in plan.outputs
         ],
         "bytes_read": plan.bytes_read,
@@ -66,7 +71,13 @@ def _bar() -> Iterator[Watch]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("merging"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("merging"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("merging", total=None)
 
@@ -90,6 +101,5 @@ class _Lines:
         self.told = now
         rate = progress.done / (now - self.begun)
         left = format_seconds((progress.total - progress.done) / rate)
-        click.echo(
-            f"{format_bytes(progress.done)} of {format_bytes(progress.total)}, {format_bytes(int(rate))}/s, {left} left", err=True
-        )
+        done, total = format_bytes(progress.done), format_bytes(progress.total)
+        click.echo(f"{done} of {total}, {format_bytes(int(rate))}/s, {left} left", err=True)

@@ -62,7 +62,12 @@ def _value(name: str, text: str) -> Value:
 def name_outputs(sources: Sequence[Source], output: str | None, options: MergeOptions) -> list[Path]:
     """Where each result goes: as asked, by name in a folder for several, or by the recipe's name here."""
     if len(sources) == 1:
-        if output is not None and Path(output).is_dir() and options.max_shard_size is None and not _is_model(Path(output)):
+        if (
+            output is not None
+            and Path(output).is_dir()
+            and options.max_shard_size is None
+            and not _is_model(Path(output))
+        ):
             return [Path(output) / f"{sources[0].name}.safetensors"]
         return [Path(output) if output is not None else Path(f"{sources[0].name}.safetensors")]
     if output is not None and Path(output).suffix == ".safetensors":

@@ -35,7 +35,7 @@ class Random:
     size: int
 
     def uniform(self, stream: int = 0) -> NDArray[np.float64]:
-        """Numbers in [0, 1), one an element, of shape ``(size,)``; each ``stream`` (say, an input's index) has its own."""
+        """Numbers in [0, 1), one an element, of shape ``(size,)``; each ``stream`` (an input's index) has its own."""
         return (self._words(stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def _words(self, stream: int) -> NDArray[np.uint64]:

@@ -142,12 +142,16 @@ class _Run:
     def replaced(self, planned: PlannedTask) -> list[PlannedTask]:
         """The task, or where a tensor that it reads is not finite, copies from the first models that are."""
         task = planned.task
-        spoiled = {(load.input, key) for load in task.program.loads if not self.finite(load.input, key := load.key or task.key)}
+        spoiled = {
+            (load.input, key) for load in task.program.loads if not self.finite(load.input, key := load.key or task.key)
+        }
         if not spoiled:
             return [planned]
         copies = []
         for root, key, info in task.outputs:
-            having = [index for index in self.execution.sources[root] if key in self.execution.checkpoints[index].tensors]
+            having = [
+                index for index in self.execution.sources[root] if key in self.execution.checkpoints[index].tensors
+            ]
             sound = [index for index in having if (index, key) not in spoiled and self.finite(index, key)]
             source = (sound or having)[0]
             self.report.add_replaced(key, self.execution.labels[source])

@@ -52,14 +52,17 @@ class FileSink:
         try:
             self.descriptor = os.open(path, flags, 0o666)
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}", hint="check the folder's permissions") from error
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}", hint="check the folder's permissions"
+            ) from error
         try:
             self._allocate()
             self._put(0, memoryview(layout.header))
         except OSError as error:
             self.abandon()
             raise OutputError(
-                f"cannot reserve {layout.size} bytes for {path}: {error.strerror}", hint="free disk space, or choose another"
+                f"cannot reserve {layout.size} bytes for {path}: {error.strerror}",
+                hint="free disk space, or choose another",
             ) from error
 
     def _allocate(self) -> None:

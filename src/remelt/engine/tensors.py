@@ -50,7 +50,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     flat = tensor.contiguous().reshape(-1)
     if flat.numel() == 0:
         return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def describe_tensors(tensors: Mapping[str, Any], name: str) -> dict[str, tuple[TensorInfo, memoryview]]:
@@ -61,7 +61,9 @@ def describe_tensors(tensors: Mapping[str, Any], name: str) -> dict[str, tuple[T
     described = {}
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise OptionError(f"{name}: a model in memory maps names to tensors, but {key!r} is {type(tensor).__name__}")
+            raise OptionError(
+                f"{name}: a model in memory maps names to tensors, but {key!r} is {type(tensor).__name__}"
+            )
         if tensor.dtype not in FROM_TORCH or tensor.layout != torch.strided:
             raise OptionError(f"{name}: {key} is {tensor.dtype} {tensor.layout}, which no checkpoint holds")
         held = tensor.detach().cpu().contiguous()

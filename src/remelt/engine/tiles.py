@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from remelt.check.keys import Task
 from remelt.check.program import Apply, Argument, Bundle, Constant, Item, Load, Register, Slot
 from remelt.core.dtype import DType
 from remelt.core.random import Random
@@ -125,7 +124,7 @@ class TaskRun:
         if not isinstance(result, torch.Tensor) or result.numel() != end - begin:
             got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise MethodError(
-                f"{method.name} is declared to work by element, but made {got} of {end - begin} elements of {self.task.key}",
+                f"{method.name} is declared to work by element, but made {got} of {end - begin} of {self.task.key}",
                 hint='declare it with cut="tensor"',
             )
         return self.settled(result.reshape(-1), instruction.cast)
@@ -155,13 +154,17 @@ class TaskRun:
     def give(self, instruction: Apply, register: int, kwargs: dict[str, Any], begin: int, size: int) -> None:
         """Add what a method asks of the engine."""
         given = instruction.method.given
-        key = instruction.key or self.task.key
+        key = self.key_of(instruction)
         if "sums" in given:
             kwargs["sums"] = self.sums[register]
         if "key" in given:
             kwargs["key"] = key
         if "random" in given:
             kwargs["random"] = Random(int(kwargs.get("seed", 0)), instruction.method.name, key, begin, size)
+
+    def key_of(self, instruction: Apply) -> str:
+        """The key that a method is applied to."""
+        return instruction.key or self.task.key
 
     def guard(self, instruction: Apply, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The method's result, or what it raised, named by method and key."""
@@ -171,7 +174,7 @@ class TaskRun:
             raise
         except Exception as error:
             raise MethodError(
-                f"{instruction.method.name} failed on {instruction.key or self.task.key}: {type(error).__name__}: {error}"
+                f"{instruction.method.name} failed on {self.key_of(instruction)}: {type(error).__name__}: {error}"
             ) from error
 
     def reduce(
@@ -215,7 +218,9 @@ class TaskRun:
         for index, item in enumerate(self.program.instructions):
             if isinstance(item, Item) and item.register == register:
                 if item.key not in result:
-                    raise MethodError(f"{instruction.method.name} declares {item.key} among its outputs, but left it out")
+                    raise MethodError(
+                        f"{instruction.method.name} declares {item.key} among its outputs, but left it out"
+                    )
                 self.whole[index] = self.checked(index, instruction, result[item.key])
 
     def checked(self, register: int, instruction: Apply, result: Any) -> torch.Tensor:
@@ -225,7 +230,7 @@ class TaskRun:
         if not isinstance(result, torch.Tensor) or tuple(result.shape) != wanted:
             got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise MethodError(
-                f"{instruction.method.name} made {got} of {instruction.key or self.task.key}, but {list(wanted)} was planned",
+                f"{instruction.method.name} made {got} of {self.key_of(instruction)}, but {list(wanted)} was planned",
                 hint="a method that changes shapes declares it: merge_method(shape=...)",
             )
         return self.settled(result, instruction.cast).contiguous()

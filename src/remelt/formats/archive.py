@@ -1,4 +1,4 @@
-"""Zip archives as torch writes them: members stored as they are, found without reading them, and nothing else allowed."""
+"""Zip archives as torch writes them: members stored as they are, found without reading them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,17 @@ def read_members(file: BinaryIO, path: Path) -> dict[str, Member]:
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, UnicodeDecodeError) as error:
-        raise FormatError(f"{name} is not a whole zip archive: {error}", hint="the file is damaged: download it again") from None
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        OverflowError,
+        struct.error,
+        UnicodeDecodeError,
+    ) as error:
+        raise FormatError(
+            f"{name} is not a whole zip archive: {error}", hint="the file is damaged: download it again"
+        ) from None
     members: dict[str, Member] = {}
     ranges: list[tuple[int, int, str]] = []
     for info in infos:

@@ -76,6 +76,6 @@ def _refuse_old(magic: bytes, path: Path) -> None:
     pickled = magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and magic[8:9] != b"{"
     if pickled:
         raise FormatError(
-            f"{path.name} is a bare pickle, as torch.save wrote before version 1.6: it cannot be read without running it",
+            f"{path.name} is a bare pickle, as torch.save wrote before version 1.6, which only running it reads",
             hint="convert it where you trust it: torch.save(torch.load(path, weights_only=True), new_path)",
         )

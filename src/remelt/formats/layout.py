@@ -36,7 +36,10 @@ class OutputLayout:
 
 
 def file_layout(
-    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], name: str, stored_names: Mapping[str, str] | None = None
+    tensors: Mapping[str, TensorInfo],
+    metadata: Mapping[str, str],
+    name: str,
+    stored_names: Mapping[str, str] | None = None,
 ) -> FileLayout:
     """The layout of one file: wider element types first, so that every tensor is aligned, else the order given.
 
@@ -50,7 +53,9 @@ def file_layout(
         info = tensors[key]
         stored = key if stored_names is None else stored_names[key]
         entries[stored] = {
-            "dtype": info.dtype.name, "shape": list(info.shape), "data_offsets": [offset, offset + info.nbytes]
+            "dtype": info.dtype.name,
+            "shape": list(info.shape),
+            "data_offsets": [offset, offset + info.nbytes],
         }
         starts[key] = offset
         offset += info.nbytes
@@ -61,10 +66,13 @@ def file_layout(
 
 
 def folder_layout(
-    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], *, max_shard_size: int | None,
+    tensors: Mapping[str, TensorInfo],
+    metadata: Mapping[str, str],
+    *,
+    max_shard_size: int | None,
     weight_names: Mapping[str, str] | None = None,
 ) -> OutputLayout:
-    """The layout of a folder: each component's tensors in its subfolder, in shards with an index where they need several.
+    """The layout of a folder: each component's tensors in its subfolder, in shards with an index where need be.
 
     Keys ``unet/x`` go to folder ``unet`` under the name ``x``. ``weight_names`` gives the stem of each folder's weight
     files (``""`` is the folder itself), ``model`` by default.

@@ -45,22 +45,29 @@ def locate_model(name: str, folders: Sequence[Path], *, suffixes: Sequence[str] 
 def _exact(path: Path, suffixes: Sequence[str]) -> list[Path]:
     if path.is_file() or _is_model_folder(path):
         return [path]
-    return [found for suffix in suffixes if (found := path.with_name(path.name + suffix)).is_file()] if path.name else []
+    return (
+        [found for suffix in suffixes if (found := path.with_name(path.name + suffix)).is_file()] if path.name else []
+    )
 
 
 def _is_model_folder(path: Path) -> bool:
     if not path.is_dir():
         return False
-    return any(path.glob("*.safetensors")) or any(path.glob("*.index.json")) or (path / "model_index.json").is_file() or (
-        path / "pytorch_model.bin"
-    ).is_file()
+    return (
+        any(path.glob("*.safetensors"))
+        or any(path.glob("*.index.json"))
+        or (path / "model_index.json").is_file()
+        or (path / "pytorch_model.bin").is_file()
+    )
 
 
 def _only(name: str, found: list[Path]) -> Path:
     distinct = list(dict.fromkeys(path.resolve() for path in found))
     if len(distinct) > 1:
         listed = "\n".join(f"  {path}" for path in found)
-        raise ModelNameError(f"{name!r} may be any of {len(found)} models:\n{listed}", hint="write more of the path, or the suffix")
+        raise ModelNameError(
+            f"{name!r} may be any of {len(found)} models:\n{listed}", hint="write more of the path, or the suffix"
+        )
     return found[0]
 
 
@@ -96,7 +103,9 @@ def _entries(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
             if child.name.startswith("."):
                 continue
             if child.is_dir():
-                if _is_model_folder(child) and ((child / "config.json").exists() or (child / "model_index.json").exists()):
+                if _is_model_folder(child) and (
+                    (child / "config.json").exists() or (child / "model_index.json").exists()
+                ):
                     yield child
                 else:
                     pending.append(child)
@@ -152,7 +161,11 @@ def _configured(config: Path) -> Iterator[Path]:
         raise OptionError(f"the configuration file {config} cannot be read: {error}") from error
     unknown = set(settings) - {"models_dirs", "comfyui", "a1111"}
     listed = settings.get("models_dirs", [])
-    texts = [*listed, *(settings[name] for name in ("comfyui", "a1111") if name in settings)] if isinstance(listed, list) else [0]
+    texts = (
+        [*listed, *(settings[name] for name in ("comfyui", "a1111") if name in settings)]
+        if isinstance(listed, list)
+        else [0]
+    )
     if unknown or not all(isinstance(text, str) for text in texts):
         wrong = f"it has {', '.join(sorted(unknown))}" if unknown else "its values are paths as text"
         raise OptionError(

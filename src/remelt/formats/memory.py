@@ -21,7 +21,9 @@ class MemoryCheckpoint(Checkpoint):
         self.tensors = {key: info for key, (info, _) in tensors.items()}
         for key, info in self.tensors.items():
             if len(self._data[key]) != info.nbytes:
-                raise FormatError(f"{key} is {info}, which is {info.nbytes} bytes, but {len(self._data[key])} are given")
+                raise FormatError(
+                    f"{key} is {info}, which is {info.nbytes} bytes, but {len(self._data[key])} are given"
+                )
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Bytes of a tensor, as a view."""

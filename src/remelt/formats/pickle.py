@@ -78,11 +78,15 @@ class PickleCheckpoint(Checkpoint):
 
 def _prefix(members: Mapping[str, Member], name: str) -> str:
     """The archive's own folder, which torch.save names after the file."""
-    found = [member.removesuffix("data.pkl") for member in members if member.endswith("/data.pkl") and member.count("/") == 1]
+    found = [
+        member.removesuffix("data.pkl") for member in members if member.endswith("/data.pkl") and member.count("/") == 1
+    ]
     if len(found) != 1:
         raise FormatError(f"{name} is a zip archive, but no checkpoint: it has {len(found)} pickles, and one is due")
     if found[0] + _TORCHSCRIPT in members:
-        raise FormatError(f"{name} is a TorchScript program, not a checkpoint", hint="save its state_dict() as safetensors")
+        raise FormatError(
+            f"{name} is a TorchScript program, not a checkpoint", hint="save its state_dict() as safetensors"
+        )
     return found[0]
 
 
@@ -102,13 +106,17 @@ def _unpickled(file: Any, members: Mapping[str, Member], prefix: str, name: str)
 def _state_dict(root: Any, name: str) -> dict[str, PickledTensor]:
     """The tensors by name, from the root or from where training tools nest them."""
     if isinstance(root, Opaque):
-        raise FormatError(f"{name} holds a whole {root.origin} object, not a state dict", hint="save model.state_dict()")
+        raise FormatError(
+            f"{name} holds a whole {root.origin} object, not a state dict", hint="save model.state_dict()"
+        )
     if not isinstance(root, dict):
         raise FormatError(f"{name} holds {type(root).__name__}, not a state dict")
     if not any(isinstance(value, PickledTensor) for value in root.values()):
         nests = [nest for nest in _NESTS if isinstance(root.get(nest), dict) and _flattened(root[nest], name)]
         if len(nests) > 1 and nests[0] != "state_dict":
-            raise FormatError(f"{name} holds several state dicts: {', '.join(nests)}", hint="save the one that is meant")
+            raise FormatError(
+                f"{name} holds several state dicts: {', '.join(nests)}", hint="save the one that is meant"
+            )
         if nests:
             root = root[nests[0]]
     found = _flattened(root, name)
@@ -142,7 +150,9 @@ def _place(tensor: PickledTensor, members: Mapping[str, Member], prefix: str, ke
     """The offset of a tensor's first element in the file, held against its storage."""
     member = members.get(f"{prefix}data/{tensor.storage.key}")
     if member is None:
-        raise FormatError(f"{name}: the storage {tensor.storage.key!r} of {key!r} is missing", hint="the file is damaged")
+        raise FormatError(
+            f"{name}: the storage {tensor.storage.key!r} of {key!r} is missing", hint="the file is damaged"
+        )
     width = tensor.dtype.itemsize
     stored = tensor.storage.numel * (tensor.storage.dtype.itemsize if tensor.storage.dtype is not None else 1)
     needed = (tensor.offset + _span(tensor)) * width

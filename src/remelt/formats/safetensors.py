@@ -85,7 +85,7 @@ def read_header(file: Any, size: int, name: str) -> Header:
     length = int.from_bytes(start, "little")
     if length > HEADER_CAP:
         raise FormatError(
-            f"{name} is not a safetensors file: it states a header of {length} bytes, and at most {HEADER_CAP} are allowed",
+            f"{name} is not a safetensors file: it states a header of {length} bytes, of {HEADER_CAP} allowed",
             hint="a .ckpt or .pt file opens under its own suffix or any other; a text file is no model",
         )
     if length > size - 8:

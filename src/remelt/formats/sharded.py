@@ -32,7 +32,9 @@ class FolderCheckpoint(Checkpoint):
             for key in keys:
                 name = prefix + key
                 if name in tensors:
-                    raise FormatError(f"{path.name}: tensor {name!r} is in two files: {self._name(name)} and {checkpoint.path}")
+                    raise FormatError(
+                        f"{path.name}: tensor {name!r} is in two files: {self._name(name)} and {checkpoint.path}"
+                    )
                 tensors[name] = checkpoint.tensors[key]
                 self._home[name] = (number, key)
         self.tensors: Mapping[str, TensorInfo] = tensors
@@ -64,7 +66,7 @@ class FolderCheckpoint(Checkpoint):
 def open_folder(path: Path) -> FolderCheckpoint:
     """Open a model folder by its index, its one weight file, or its components' subfolders.
 
-    Raises `FormatError` where the index and the files disagree, names leave the folder, or several files could be meant.
+    Raises `FormatError` where the index and the files disagree, names leave the folder, or several could be meant.
     """
     parts: list[tuple[str, Checkpoint, list[str]]] = []
     try:
@@ -78,7 +80,7 @@ def open_folder(path: Path) -> FolderCheckpoint:
                     _add(parts, f"{child.name}/", child, found)
         if not parts:
             raise FormatError(
-                f"{path.name} holds no model: it has no {_STEMS[0]}.safetensors, no *{_INDEX}, and no subfolder with such files"
+                f"{path.name} holds no model: it has no {_STEMS[0]}.safetensors, no *{_INDEX}, and no such subfolder"
             )
         return FolderCheckpoint(path, parts)
     except BaseException as error:
@@ -97,7 +99,9 @@ def _add(parts: list[tuple[str, Checkpoint, list[str]]], prefix: str, folder: Pa
     for name, keys in _read_index(found).items():
         shard = folder / name
         if not shard.is_file():
-            raise FormatError(f"{found.name} names the shard {name!r}, which is not there", hint="download the missing shard")
+            raise FormatError(
+                f"{found.name} names the shard {name!r}, which is not there", hint="download the missing shard"
+            )
         checkpoint = open_checkpoint(shard)
         parts.append((prefix, checkpoint, list(checkpoint.tensors)))
         absent = [key for key in keys if key not in checkpoint.tensors]
@@ -116,21 +120,22 @@ def _weights_of(folder: Path) -> Path | None:
     weights = [file for file in files if file.suffix in _WEIGHTS and not file.name.endswith(".partial")]
     for candidates in (indexes, weights):
         plain = [file for file in candidates if not _is_variant(file)] or candidates
-        for stem in _STEMS:
-            for file in plain:
-                if file.name.split(".")[0] == stem and (file.suffix == ".safetensors" or _INDEX in file.name):
-                    if _INDEX not in file.name or ".safetensors" in file.name:
-                        return file
-        for stem in _STEMS:
-            for file in plain:
-                if file.name.split(".")[0] == stem:
-                    return file
+        known = [file for file in plain if file.name.split(".")[0] in _STEMS]
+        if known:
+            return min(known, key=_preference)
         if len(plain) == 1:
             return plain[0]
         if candidates is weights and len(plain) > 1:
             listed = ", ".join(file.name for file in plain[:8])
-            raise FormatError(f"{folder.name} has {len(plain)} weight files and no index: {listed}", hint="name one of the files")
+            raise FormatError(
+                f"{folder.name} has {len(plain)} weight files and no index: {listed}", hint="name one of the files"
+            )
     return None
+
+
+def _preference(file: Path) -> tuple[bool, int]:
+    """Safetensors before pickles, then by the order of the usual names."""
+    return ".safetensors" not in file.name, _STEMS.index(file.name.split(".")[0])
 
 
 def _is_variant(file: Path) -> bool:
@@ -154,7 +159,9 @@ def _read_index(index: Path) -> dict[str, dict[str, None]]:
     shards: dict[str, dict[str, None]] = {}
     for key, name in weight_map.items():
         if not isinstance(name, str) or not _stays_inside(name):
-            raise FormatError(f"{index.name} says that {key!r} is in {name!r}: a shard is a file name in the same folder")
+            raise FormatError(
+                f"{index.name} says that {key!r} is in {name!r}: a shard is a file name in the same folder"
+            )
         shards.setdefault(name, {})[key] = None
     return dict(sorted(shards.items()))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from remelt.errors import RecipeError
 from remelt.recipe.method import AnySpace, Bindings, Mask, Mass, Shortcut, merge_method
 
@@ -62,7 +64,7 @@ def add(a: AnySpace, b: AnySpace) -> AnySpace:
 
     Formula: a + b
 
-    Spaces: masses add up. A weight and a delta give a weight; two weights are refused; ``0.5 * a + 0.5 * b`` is a weight.
+    Spaces: masses add up. A weight and a delta give a weight; two weights are refused; ``0.5 * a + 0.5 * b`` is one.
 
     Source: affine arithmetic.
 
@@ -104,7 +106,8 @@ def scale(a: AnySpace, alpha: Mask = 1.0) -> AnySpace:
     >>> scale.on(tensor([1.0, 2.0]), 0.5)
     tensor([0.5000, 1.0000])
     """
-    return a * alpha
+    scaled: Tensor = a * alpha
+    return scaled
 
 
 @merge_method(cut="element", mass=_product_of_masses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from remelt.recipe.method import Delta, Mask, Same, Shortcut, merge_method
 
@@ -60,4 +61,5 @@ def add_difference(a: Same, b: Delta, *, alpha: Mask = 1.0) -> Same:
     >>> add_difference.on(tensor([1.0, 1.0]), tensor([2.0, -2.0]), alpha=0.5)
     tensor([2., 0.])
     """
-    return a + alpha * b
+    moved: Tensor = a + alpha * b
+    return moved

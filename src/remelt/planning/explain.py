@@ -32,6 +32,7 @@ def _lines(plan: Plan, free_disk: int | None) -> Iterator[str]:
     yield f"reads        {format_bytes(plan.bytes_read)}"
     yield f"writes       {format_bytes(plan.bytes_written)}{disk}"
     yield f"peak memory  {format_bytes(plan.peak_memory)} of {format_bytes(plan.memory_budget)} allowed"
-    yield f"time         about {format_seconds(plan.seconds)} with {plan.threads} thread{'s' if plan.threads != 1 else ''}"
+    plural = "s" if plan.threads != 1 else ""
+    yield f"time         about {format_seconds(plan.seconds)} with {plan.threads} thread{plural}"
     yield from (f"warning: {warning}" for warning in plan.warnings)
     yield from (f"note: {note}" for note in plan.notes)

@@ -89,7 +89,9 @@ class _Scheduler:
         gathered: set[int] = set(self.whole)
         for level in range(max([*self.levels, 0]) + 1):
             wanted = dict.fromkeys(
-                operand for register in calls.get(level, ()) for operand in self.program.operands(register)
+                operand
+                for register in calls.get(level, ())
+                for operand in self.program.operands(register)
                 if operand not in gathered
             )
             gathered.update(wanted)
@@ -112,7 +114,10 @@ class _Scheduler:
         return [self._sweep(shape, *targets) for shape, targets in shapes.items()]
 
     def _sweep(
-        self, shape: tuple[int, ...] | None, reductions: Sequence[tuple[int, int]], gathers: Sequence[int],
+        self,
+        shape: tuple[int, ...] | None,
+        reductions: Sequence[tuple[int, int]],
+        gathers: Sequence[int],
         outputs: Sequence[int],
     ) -> Sweep:
         roots = [operand for register, _ in reductions for operand in self.program.operands(register)]

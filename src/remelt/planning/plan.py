@@ -94,8 +94,12 @@ class Resources:
 
 
 def make_plan(
-    report: KeyReport, inputs: Mapping[int, Input], outputs: Sequence[PlannedOutput], resources: Resources,
-    warnings: Sequence[str] = (), notes: Sequence[str] = (),
+    report: KeyReport,
+    inputs: Mapping[int, Input],
+    outputs: Sequence[PlannedOutput],
+    resources: Resources,
+    warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Plan:
     """The plan of checked tasks; `BudgetError` where one of them cannot fit the memory, with the number it needs."""
     infos = {(index, key): info for index, given in inputs.items() for key, info in given.checkpoint.tensors.items()}
@@ -146,13 +150,15 @@ def _planned(tasks: Sequence[Task], infos: Mapping[tuple[int, str], TensorInfo],
 
 
 def _slices(tasks: Sequence[PlannedTask]) -> int:
-    return sum(-(-max(TensorInfo(planned.task.outputs[0][2].dtype, planned.task.shape).numel, 1) // SLICE) for planned in tasks)
+    return sum(
+        -(-max(TensorInfo(planned.task.outputs[0][2].dtype, planned.task.shape).numel, 1) // SLICE) for planned in tasks
+    )
 
 
 def _refuse_budget(planned: PlannedTask, needed: int, in_memory: int, budget: int) -> None:
-    methods = sorted({
-        instruction.method.name for instruction in planned.task.program.instructions if hasattr(instruction, "method")
-    })
+    methods = sorted(
+        {instruction.method.name for instruction in planned.task.program.instructions if hasattr(instruction, "method")}
+    )
     held = f", {format_bytes(in_memory)} of it for the result" if in_memory else ""
     raise BudgetError(
         f"the step with the highest peak needs {format_bytes(needed)} of memory{held}, but --memory allows "

@@ -6,9 +6,9 @@ import fnmatch
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from remelt.errors import RecipeError
 
@@ -28,12 +28,12 @@ class Search:
             raise RecipeError(f"search needs two finite numbers, low below high, but got {self.low} and {self.high}")
 
 
-Weight = Union[float, Search]
+Weight = float | Search
 
 KEYS, BLOCKS, CLASSES, COMPONENTS = "keys", "blocks", "classes", "components"
 DEPTH, PRESET = "depth", "preset"
 RANKS = {KEYS: 0, BLOCKS: 1, DEPTH: 1, PRESET: 1, CLASSES: 2, COMPONENTS: 3}
-"""The more specific kind wins: a key pattern over a block, over a layer class, over a component, over a plain number."""
+"""The more specific kind wins: key pattern, block, layer class, component, plain number."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def _match(rule: Rule, facts: KeyFacts, layout: Layout) -> tuple[int, Weight] | 
     if rule.kind == KEYS:
         return next(((0, weight) for glob, weight in rule.named if _glob(glob).match(facts.key)), None)
     if rule.kind == BLOCKS:
-        found = [(_level(name, facts), weight) for name, weight in rule.named if name in facts.blocks or name in facts.groups]
+        found = [
+            (_level(name, facts), weight) for name, weight in rule.named if name in facts.blocks or name in facts.groups
+        ]
         return min(found, key=lambda pair: pair[0]) if found else None
     if rule.kind == CLASSES:
         matching = (weight for name, weight in rule.named if layout.matches_class(facts, name))
@@ -118,8 +120,11 @@ def _match(rule: Rule, facts: KeyFacts, layout: Layout) -> tuple[int, Weight] | 
             return None
         return 0, interpolate(rule.listed, facts.index, facts.count)
     names = layout.preset_names(len(rule.listed))
-    found = [(_level(name, facts), weight) for name, weight in zip(names, rule.listed, strict=False)
-             if name in facts.blocks or name in facts.groups]
+    found = [
+        (_level(name, facts), weight)
+        for name, weight in zip(names, rule.listed, strict=False)
+        if name in facts.blocks or name in facts.groups
+    ]
     return min(found, key=lambda pair: pair[0]) if found else None
 
 
@@ -183,7 +188,7 @@ def keys(named: Mapping[str, Weight]) -> BlockWeights:
 
 def depth(values: Sequence[Weight], stack: str | None = None) -> BlockWeights:
     """Weights along the depth of every stack, or of the one named, interpolated between the values."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+    if not isinstance(values, (list, tuple)) or not values:
         raise RecipeError("depth needs a list of numbers, as in depth([0, 0.5, 1])")
     listed = tuple(_weight(value, "depth") for value in values)
     return BlockWeights((Rule(DEPTH, listed=listed, stack=stack),))
@@ -194,13 +199,23 @@ def search(low: float, high: float) -> Search:
     return Search(float(low), float(high))
 
 
-MAKERS = {"blocks": blocks, "components": components, "classes": classes, "keys": keys, "depth": depth}
+MAKERS: dict[str, Callable[..., BlockWeights]] = {
+    "blocks": blocks,
+    "components": components,
+    "classes": classes,
+    "keys": keys,
+    "depth": depth,
+}
 """What a recipe's text may call to write block weights."""
 
 
-def _named(kind: str, named: Mapping[str, Weight] | None, weights: Mapping[str, Weight]) -> tuple[tuple[str, Weight], ...]:
+def _named(
+    kind: str, named: Mapping[str, Weight] | None, weights: Mapping[str, Weight]
+) -> tuple[tuple[str, Weight], ...]:
     if named is not None and not isinstance(named, Mapping):
-        raise RecipeError(f"{kind} needs names with numbers, but got {named!r}", hint=f"{kind}(NAME=0.5) or {kind}({{'NAME': 0.5}})")
+        raise RecipeError(
+            f"{kind} needs names with numbers, but got {named!r}", hint=f"{kind}(NAME=0.5) or {kind}({{'NAME': 0.5}})"
+        )
     merged = {**(named or {}), **weights}
     if not merged:
         raise RecipeError(f"{kind} needs at least one name with a number")

@@ -5,7 +5,9 @@ A method is a pure function on tensors. The declaration is all that the planner 
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, ParamSpec, TypeVar, get_origin, overload
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, ParamSpec, T
 from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
-from remelt.recipe.node import Call, Node, Operand, as_node
+from remelt.recipe.node import Call, Node, Operand, Value, as_node, literal, model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +180,8 @@ class Method(Generic[P, R]):
         """
         from remelt.recipe.signature import apply_to_tensors
 
-        return apply_to_tensors(self, args, kwargs)
+        result: R = apply_to_tensors(self, args, kwargs)
+        return result
 
     @property
     def tensor_parameters(self) -> tuple[MethodParameter, ...]:
@@ -215,25 +218,24 @@ class Method(Generic[P, R]):
 
 
 def _named(module: str, name: str) -> object:
-    import importlib
-
     return getattr(importlib.import_module(module), name)
 
 
-def _node(value: object) -> Node:
-    from remelt.recipe.node import Value, literal
-
-    if isinstance(value, (Node, Mapping)) or hasattr(value, "__fspath__"):
-        from remelt.recipe.node import model
-
-        return model(value) if isinstance(value, Mapping) else as_node(value)  # type: ignore[arg-type]
+def _node(value: Any) -> Node:
+    """An argument as a node; text stays a text until the method's signature says whether it is a model's name."""
+    if isinstance(value, Mapping):
+        return model(value)
+    if isinstance(value, (Node, os.PathLike)):
+        return as_node(value)
     return Value(literal(value))
 
 
 @overload
 def merge_method(function: Callable[P, R], /) -> Method[P, R]: ...
 @overload
-def merge_method(*, cut: Cut = ..., name: str | None = ..., **declared: Any) -> Callable[[Callable[P, R]], Method[P, R]]: ...
+def merge_method(
+    *, cut: Cut = ..., name: str | None = ..., **declared: Any
+) -> Callable[[Callable[P, R]], Method[P, R]]: ...
 def merge_method(function: Any = None, /, *, cut: Cut = "tensor", name: str | None = None, **declared: Any) -> Any:
     """Declare a function on tensors as a merge method.
 

@@ -18,7 +18,7 @@ from remelt.errors import RecipeError, Span
 from remelt.recipe.blocks import BlockWeights, Search, render_weight
 from remelt.recipe.walk import topological
 
-Literal = Union[None, bool, int, float, str, BlockWeights, Search, tuple["Literal", ...]]
+Literal = Union[None, bool, int, float, str, BlockWeights, Search, tuple["Literal", ...]]  # noqa: UP007  (recursive)
 Operand = Union["Node", str, "os.PathLike[str]", int, float, BlockWeights, Search]
 SPACES = ("weight", "delta", "param")
 
@@ -301,12 +301,13 @@ def _unflatten(rows: list[Row]) -> Node:
         if kind == "Call":
             method, count = fields
             picked = [(name, nodes[child]) for name, child in children]
-            assert isinstance(method, str) and isinstance(count, int)
+            assert isinstance(method, str)
+            assert isinstance(count, int)
             nodes.append(Call(method, tuple(node for _, node in picked[:count]), tuple(picked[count:])))
         elif kind == "Model":
             name, sha256, space, arch, held = fields
             tensors = held.tensors if isinstance(held, _Tensors) else None
             nodes.append(Model(name, sha256, space, arch, tensors))  # type: ignore[arg-type]
         else:
-            nodes.append({"Value": Value, "Parameter": Parameter}[kind](*fields))  # type: ignore[operator]
+            nodes.append({"Value": Value, "Parameter": Parameter}[kind](*fields))
     return nodes[-1]

@@ -107,14 +107,21 @@ def _plain(method: Method[..., Any], parameter: MethodParameter, node: Value, ca
             return value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
-    elif kind == "integer" and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif (kind == "flag" and isinstance(value, bool)) or (kind == "text" and isinstance(value, str)):
+    elif (
+        (kind == "integer" and isinstance(value, int) and not isinstance(value, bool))
+        or (kind == "flag" and isinstance(value, bool))
+        or (kind == "text" and isinstance(value, str))
+    ):
         return value
     if value is None and parameter.default is None:
         return None
-    wanted = {"number": "a number or block weights", "mask": "a number, block weights or a tensor",
-              "integer": "a whole number", "flag": "True or False", "text": "a text"}.get(kind, "a model")
+    wanted = {
+        "number": "a number or block weights",
+        "mask": "a number, block weights or a tensor",
+        "integer": "a whole number",
+        "flag": "True or False",
+        "text": "a text",
+    }.get(kind, "a model")
     span = dict(call.spans).get(parameter.name) or node.span or call.span
     raise RecipeError(
         f"{method.name} needs {wanted} for {parameter.name!r}, but got {value!r}", hint=method.signature, span=span

@@ -16,7 +16,12 @@ from remelt.recipe.node import Call, Literal, Model, Node, Value, literal, model
 from remelt.text.statements import MOST_CHARACTERS, SourceText, Statement, split_statements, version_of
 
 Item = Node | Literal | dict[Any, Any]
-CONSTRUCTORS: dict[str, Callable[..., Any]] = {**MAKERS, "search": search, "model": model, "parameter": parameter}
+CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    **MAKERS,
+    "search": search,
+    "model": model,
+    "parameter": parameter,
+}
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.BitOr: "|"}
 _REFUSED = {
     "Attribute": "a dot after a name",
@@ -57,7 +62,9 @@ def read_recipe(text: str, source: str = "recipe") -> Node:
     <call weighted_sum(2 arguments, alpha)>
     """
     if len(text) > MOST_CHARACTERS:
-        raise RecipeSyntaxError(f"{source}: a recipe has at most {MOST_CHARACTERS} characters, but this has {len(text)}")
+        raise RecipeSyntaxError(
+            f"{source}: a recipe has at most {MOST_CHARACTERS} characters, but this has {len(text)}"
+        )
     lines = SourceText(text, source)
     if "\0" in lines.text:
         line = lines.text[: lines.text.index("\0")].count("\n") + 1
@@ -102,7 +109,7 @@ class _Reader:
     def __init__(self, source: SourceText) -> None:
         self.source = source
         self.names: dict[str, tuple[Item, int]] = {}
-        self.line = 1
+        self.line = self.line_of_last = 1
 
     def read(self, first_line: int) -> Node:
         result: Item = None
@@ -112,7 +119,9 @@ class _Reader:
             parsed = self.parse(statement)
             if isinstance(last, ast.Expr):
                 unused = unused or last
-                raise self.error("this result is never used: only the last line stands without a name", unused, self.line_of_last)
+                raise self.error(
+                    "this result is never used: only the last line stands without a name", unused, self.line_of_last
+                )
             if isinstance(parsed, ast.Assign):
                 self.assign(parsed)
             elif isinstance(parsed, ast.Expr):
@@ -123,7 +132,9 @@ class _Reader:
         if last is None:
             raise self.source.refuse("the recipe is empty", len(self.source.lines), hint="its last line is the result")
         if not isinstance(last, ast.Expr):
-            name = last.targets[0].id if isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Name) else "it"
+            name = (
+                last.targets[0].id if isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Name) else "it"
+            )
             raise self.error("a recipe's last line is its result", last, self.line, hint=f"add the line: {name}")
         return self.node(result, last.value, model_text=True)
 
@@ -162,11 +173,13 @@ class _Reader:
             raise self.error("one name stands before '='", target)
         if target.id in self.names:
             first = self.names[target.id][1]
-            raise self.error(f"{target.id!r} is already defined at line {first}", target, hint="give this step another name")
+            raise self.error(
+                f"{target.id!r} is already defined at line {first}", target, hint="give this step another name"
+            )
         self.names[target.id] = (self.convert(statement.value), self.line)
 
     def convert(self, expression: ast.expr) -> Item:
-        """The item that an expression says. Chains of operators are followed in a loop; brackets nest at most 64 deep."""
+        """The item that an expression says. Chains of operators are followed in a loop; only brackets nest."""
         pending: list[ast.BinOp] = []
         while isinstance(expression, ast.BinOp):
             pending.append(expression)
@@ -241,10 +254,9 @@ class _Reader:
             raise self.error("only the operators + - * | are understood", operation)
         right = self.operand(operation.right)
         if sign == "|" and isinstance(left, BlockWeights) and not isinstance(right, Node):
-            combined = left.__or__(right) if isinstance(right, (BlockWeights, Search)) or _is_number(right) else NotImplemented  # type: ignore[arg-type]
-            if combined is NotImplemented:
+            if isinstance(right, bool) or not isinstance(right, (BlockWeights, Search, int, float)):
                 raise self.error("block weights combine with block weights and numbers", operation.right)
-            return combined
+            return left | right
         if sign != "|" and _is_number(left) and _is_number(right):
             return self.folded(sign, left, right, operation)
         a, b = self.node(left, left_at, model_text=True), self.node(right, operation.right, model_text=True)
@@ -255,7 +267,9 @@ class _Reader:
 
     def folded(self, sign: str, left: Any, right: Any, operation: ast.BinOp) -> Literal:
         result = left + right if sign == "+" else left - right if sign == "-" else left * right
-        if isinstance(result, int) and abs(result) >= 2**63 or isinstance(result, float) and not math.isfinite(result):
+        if (isinstance(result, int) and abs(result) >= 2**63) or (
+            isinstance(result, float) and not math.isfinite(result)
+        ):
             raise self.error("this number is too large", operation)
         return result  # type: ignore[no-any-return]
 
@@ -318,7 +332,9 @@ class _Reader:
             return offset + 1
         return len(text.encode("utf-8", "surrogatepass")[:offset].decode("utf-8", "ignore")) + 1
 
-    def error(self, message: str, at: ast.AST, line: int | None = None, *, hint: str | None = None) -> RecipeSyntaxError:
+    def error(
+        self, message: str, at: ast.AST, line: int | None = None, *, hint: str | None = None
+    ) -> RecipeSyntaxError:
         before, self.line = self.line, self.line if line is None else line
         span = self.span(at)
         self.line = before
@@ -326,7 +342,9 @@ class _Reader:
 
     def refused(self, at: ast.AST) -> RecipeSyntaxError:
         what = _REFUSED.get(type(at).__name__, "this")
-        return self.error(f"{what} is not part of a recipe", at, hint="a recipe is assignments, calls, literals and + - * |")
+        return self.error(
+            f"{what} is not part of a recipe", at, hint="a recipe is assignments, calls, literals and + - * |"
+        )
 
 
 _USAGE = {

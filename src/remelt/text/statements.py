@@ -51,7 +51,9 @@ class SourceText:
         shown = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
         return Span(self.name, shown, line, column, max(width, 1))
 
-    def refuse(self, message: str, line: int, column: int = 1, width: int = 1, hint: str | None = None) -> RecipeSyntaxError:
+    def refuse(
+        self, message: str, line: int, column: int = 1, width: int = 1, hint: str | None = None
+    ) -> RecipeSyntaxError:
         """An error at a place."""
         return RecipeSyntaxError(message, hint=hint, span=self.span(line, column, width))
 
@@ -124,7 +126,9 @@ class _Splitter:
             self.operators[-1] += 1
             if self.operators[-1] > MOST_OPERATORS:
                 hint = "give a part a name of its own on a line before"
-                raise self.source.refuse(f"more than {MOST_OPERATORS} operators in one expression", self.line, column, hint=hint)
+                raise self.source.refuse(
+                    f"more than {MOST_OPERATORS} operators in one expression", self.line, column, hint=hint
+                )
         elif kind == "comma":
             self.operators[-1] = 0
         elif kind == "quote":

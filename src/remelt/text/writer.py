@@ -110,7 +110,11 @@ class _Writer:
                     f"a text cannot hold tensors in memory, but the recipe uses them as {node.name!r}",
                     hint="save them to a file, and name that; or write parameter(...) in their place",
                 )
-            options = {"sha256": node.sha256, "space": node.space if node.space != "weight" else None, "arch": node.arch}
+            options = {
+                "sha256": node.sha256,
+                "space": node.space if node.space != "weight" else None,
+                "arch": node.arch,
+            }
             return _Text(_constructor("model", node.name, options), _ATOM, 0)
         if isinstance(node, Parameter):
             options = {"space": node.space if node.space != "weight" else None, "arch": node.arch}
@@ -141,7 +145,9 @@ class _Writer:
             return self.binary("*", _PRODUCT, node)
         if node.method == "scale" and len(node.args) == 1 and len(node.kwargs) == 1:
             name, alpha = node.kwargs[0]
-            number = isinstance(alpha, Value) and isinstance(alpha.value, (int, float)) and not isinstance(alpha.value, bool)
+            number = (
+                isinstance(alpha, Value) and isinstance(alpha.value, (int, float)) and not isinstance(alpha.value, bool)
+            )
             if name == "alpha" and number:
                 operand = self.texts[self.digest_of[id(node.args[0])]]
                 text = f"{write_literal(alpha.value)} * {_wrapped(operand, _ATOM)}"  # type: ignore[attr-defined]

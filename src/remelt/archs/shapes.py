@@ -6,11 +6,11 @@ model big (widths, vocabularies) and keeps what makes it what it is: names, dept
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from remelt.archs.model_parts import Narrow, clip, flux, llama, mmdit, openclip, t5, unet, vae
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.testing.model_parts import Narrow, clip, flux, llama, mmdit, openclip, t5, unet, vae
 
 TOKENS = 49408
 """CLIP's vocabulary."""
@@ -123,6 +123,22 @@ def llama_shapes(
     """A Llama, as transformers names it; ``tied`` leaves out the output head."""
     head = hidden // heads
     return _infos(dtype, llama(layers, hidden, heads * head, key_heads * head, intermediate, vocabulary, tied))
+
+
+def shapes_of(arch: str) -> dict[str, TensorInfo] | None:
+    """The full-size model of a named arch; None for an arch that has no shapes here, as a third party's.
+
+    >>> len(shapes_of("sd1"))
+    1130
+    """
+    makers: dict[str, Callable[[], dict[str, TensorInfo]]] = {
+        "sd1": sd1_shapes,
+        "sd2": sd2_shapes,
+        "sdxl": sdxl_shapes,
+        "sd3": sd3_shapes,
+        "flux": flux_shapes,
+    }
+    return makers[arch]() if arch in makers else None
 
 
 def without_prefix(shapes: dict[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
