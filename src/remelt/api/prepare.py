@@ -150,8 +150,7 @@ class _Group:
         self.layout = arch_layout(keys, arch)
         steps = sorted({step for root in self.roots for step in self.graph.reachable(root)})
         problems += check_names(self.graph, steps, self.layout)
-        if problems:
-            raise CheckError(problems, inputs=len(given))
+        _refuse(problems, self.graph)
         options = KeyOptions(missing=self.options.missing, dtype=self.options.stored)  # type: ignore[arg-type]
         report = check_keys(self.graph, self.roots, self.inputs, self.layout, options, self.masses)
         problems += problems_of(report, given)
@@ -165,8 +164,7 @@ class _Group:
                 "nonfinite 'missing' takes a tensor from a model, but this recipe's result is a difference",
                 hint="nonfinite 'error' or 'keep'",
             )
-        if problems:
-            raise CheckError(problems, inputs=len(given))
+        _refuse(problems, self.graph)
         return report
 
     def output(self, place: int, report: KeyReport, path: Path | None, text: str) -> PlannedOutput:

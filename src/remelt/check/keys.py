@@ -45,7 +45,8 @@ class KeyReport:
 
     tasks: list[Task] = field(default_factory=list)
     lacking: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
-    """Keys that are missing, by what lacks them, what has them, and how that was settled (error, first, skip)."""
+    """Keys that are missing, by what lacks them, what has them, and how that was settled: error, first, skip,
+    or delta (a difference, which can take nothing from a model)."""
     mismatched: list[tuple[str, str, str]] = field(default_factory=list)
     """Shapes or types that do not fit: the input, the message, the key."""
     unspoken: dict[str, list[str]] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class _KeyCheck:
         self.specialiser = Specialiser(graph, self.steps, roots, inputs, masses)
         self.groups = KeyGroups(self.specialiser, graph, self.steps, inputs, layout)
         self.report = KeyReport()
+        self.masses = masses
         self.programs: dict[object, tuple[Program | None, list[Stranded]]] = {}
         self.used_by_root = [self._inputs_of(root) for root in roots]
 
@@ -118,7 +120,7 @@ class _KeyCheck:
             tuple(found),
             copied,
             self.specialiser.selected(facts),
-            self.specialiser.shortcuts(numbers),
+            () if copied else self.specialiser.shortcuts(numbers),
             None if shapes is None else tuple(shapes.values()),
         )
         if signature not in self.programs:
@@ -147,7 +149,8 @@ class _KeyCheck:
     def _kind(self, key: str) -> Kind:
         facts = self.layout.facts(key)
         first = next(info for given in self.inputs.values() if (info := given.info(key)) is not None)
-        return Kind(facts, tuple(self._numbers(facts)), facts.copied or not first.dtype.is_float)
+        copied = facts.copied or not first.dtype.is_float
+        return Kind(facts, () if copied else tuple(self._numbers(facts)), copied)
 
     def _finish(
         self,
@@ -191,16 +194,20 @@ class _KeyCheck:
     def _settle(self, trouble: Stranded, key: str) -> None:
         """A key that some input of a result lacks: an error, the first model's tensor, or no tensor."""
         having = [index for index in self.used_by_root[trouble.root] if self.inputs[index].info(key) is not None]
-        first = self.inputs[having[0]]
-        place = (", ".join(trouble.lacking), first.label, self.options.missing)
+        weights = [index for index in having if self.inputs[index].model.space == "weight"]
+        settled: str = self.options.missing
+        if settled == "first" and (not weights or self.masses[self.roots[trouble.root]] != 1.0):
+            settled = "delta"
+        first = self.inputs[(weights or having)[0]]
+        place = (", ".join(trouble.lacking), first.label, settled)
         self.report.lacking.setdefault(place, [])
         if key not in self.report.lacking[place]:
             self.report.lacking[place].append(key)
-        if self.options.missing == "first":
+        if settled == "first":
             info = first.info(key)
             assert info is not None
             dtype = self.options.dtype if self.options.dtype is not None and info.dtype.is_float else info.dtype
-            program = self.specialiser.copy_of(having[0], trouble.root)
+            program = self.specialiser.copy_of(weights[0], trouble.root)
             outputs = ((trouble.root, key, TensorInfo(dtype, info.shape)),)
             self.report.tasks.append(Task(key, program, (), info.shape, outputs, copy=True))
 

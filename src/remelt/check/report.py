@@ -14,12 +14,13 @@ _SHOWN = 6
 def problems_of(report: KeyReport, inputs: Sequence[Input]) -> Iterator[Problem]:
     """Every problem that the keys have: missing ones first, then shapes and types."""
     for (lacking, having, settled), keys in report.lacking.items():
-        if settled == "error":
+        if settled in ("error", "delta"):
             plural = "s" if len(keys) != 1 else ""
+            take = f"--missing first takes {'them' if plural else 'it'} from {having}; "
             yield Problem(
                 lacking,
                 f"lacks {len(keys)} key{plural} that {having} has: {fold_keys(keys)}",
-                f"--missing first takes {'them' if plural else 'it'} from {having}; --missing skip leaves them out",
+                f"{take if settled == 'error' else ''}--missing skip leaves {'them' if plural else 'it'} out",
             )
     variants = {given.label: given.note for given in inputs if given.note}
     by_input: dict[str, list[str]] = {}
@@ -42,7 +43,7 @@ def fold_keys(keys: Sequence[str], shown: int = _SHOWN) -> str:
     by_parent: dict[str, list[str]] = {}
     for key in keys:
         parent, dot, leaf = key.rpartition(".")
-        by_parent.setdefault(parent + dot, []).append(leaf)
+        by_parent.setdefault(parent + dot or leaf, []).append(leaf if dot else "")
     folded = [
         parent + (leaves[0] if len(leaves) == 1 else "{" + ",".join(leaves) + "}")
         for parent, leaves in by_parent.items()
