@@ -264,7 +264,7 @@ def test_a_method_that_fails_leaves_the_old_output(folder: Path) -> None:
     )
     METHODS.add_file(plugin)
     (folder / "mix.safetensors").write_bytes(b"old")
-    with pytest.raises(rm.MethodError, match="fails_at_merge failed on .*: ValueError: no"):
+    with pytest.raises(rm.MethodError, match=r"fails_at_merge failed on .*: ValueError: no"):
         rm.merge(METHODS["fails_at_merge"]("a"), output="mix.safetensors", overwrite=True)
     assert (folder / "mix.safetensors").read_bytes() == b"old"
     assert not list(folder.glob("*.partial"))
@@ -325,7 +325,7 @@ def test_keys_that_no_weight_speaks_for_are_told(folder: Path) -> None:
 
 
 def test_too_small_a_budget_is_refused_with_what_is_needed(folder: Path) -> None:
-    with pytest.raises(rm.BudgetError, match="the step with the highest peak needs .* but --memory allows 1.00 KiB"):
+    with pytest.raises(rm.BudgetError, match=r"the step with the highest peak needs .* but --memory allows 1.00 KiB"):
         rm.merge(rm.weighted_sum("a", "b"), output="mix.safetensors", memory="1KiB")
     assert not (folder / "mix.safetensors").exists()
 
@@ -387,7 +387,7 @@ def test_every_element_type_travels(tmp_path: Path, write_model: Callable[..., P
 
 
 def test_a_recipe_of_unknown_names_tells_the_nearest(folder: Path) -> None:
-    with pytest.raises(rm.RecipeError, match="the model has no block 'layer.2'") as caught:
+    with pytest.raises(rm.RecipeError, match=r"the model has no block 'layer.2'") as caught:
         rm.merge(rm.weighted_sum("a", "b", alpha=rm.blocks({"layer.2": 0.5})))
     assert "did you mean 'layers.2'" in str(caught.value)
     with pytest.raises(rm.RecipeError, match="no model is named 'aa'"):

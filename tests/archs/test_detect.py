@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remelt.archs.detect import Detection, detect, family_conflict
-from remelt.core.dtype import DType
-from remelt.core.tensor_info import TensorInfo
 from remelt.archs.shapes import (
     flux_shapes,
     llama_shapes,
@@ -21,6 +19,8 @@ from remelt.archs.shapes import (
     sdxl_shapes,
     without_prefix,
 )
+from remelt.core.dtype import DType
+from remelt.core.tensor_info import TensorInfo
 
 UNET = "model.diffusion_model."
 Tensors = dict[str, TensorInfo]

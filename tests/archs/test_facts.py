@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from remelt.archs.arch import all_archs, find_arch
 from remelt.archs.facts import class_matches, layer_names, layout, natural_order
-from remelt.core.tensor_info import TensorInfo
-from remelt.errors import RecipeError
 from remelt.archs.shapes import (
     flux_shapes,
     llama_shapes,
@@ -23,6 +21,8 @@ from remelt.archs.shapes import (
     sdxl_shapes,
     without_prefix,
 )
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import RecipeError
 
 UNET = "model.diffusion_model."
 NAMED: list[tuple[str, Callable[..., dict[str, TensorInfo]]]] = [

@@ -7,9 +7,6 @@ from math import prod
 
 import pytest
 
-from remelt.core.dtype import DType
-from remelt.core.tensor_info import TensorInfo
-from remelt.errors import OptionError
 from remelt.archs.shapes import (
     flux_shapes,
     llama_shapes,
@@ -20,6 +17,9 @@ from remelt.archs.shapes import (
     sdxl_shapes,
     without_prefix,
 )
+from remelt.core.dtype import DType
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import OptionError
 
 SHAPES = (sd1_shapes, sd2_shapes, sdxl_shapes, sdxl_refiner_shapes, sd3_shapes, flux_shapes)
 

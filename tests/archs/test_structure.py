@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remelt.archs.shapes import flux_shapes, llama_shapes, sd1_shapes, sd2_shapes, sd3_shapes, sdxl_shapes
 from remelt.archs.structure import infer, is_number, split_key
 from remelt.core.tensor_info import TensorInfo
-from remelt.archs.shapes import flux_shapes, llama_shapes, sd1_shapes, sd2_shapes, sd3_shapes, sdxl_shapes
 
 DIFFUSION = "model.diffusion_model."
 VAE = {"first_stage_model.encoder.down": 4, "first_stage_model.decoder.up": 4}

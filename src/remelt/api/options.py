@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from remelt.core.dtype import DType
 from remelt.core.nearest import nearest_hint
 from remelt.core.units import parse_bytes
 from remelt.errors import OptionError
+
+_DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu)(?::[0-9]+)?")
 
 PathLike = str | os.PathLike[str]
 
@@ -22,7 +25,7 @@ class MergeOptions:
     - ``models_dirs``: folders where models are looked up by name, after the recipe's own.
     - ``compute_dtype``: ``float32`` or ``float64``; what arithmetic is done in.
     - ``dtype``: element type of the results; by default each tensor keeps its own.
-    - ``device``: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    - ``device``: ``cpu``, ``cuda``, ``cuda:1``, ``xpu``, ``mps``.
     - ``threads``: how many; by default one a core, at most 8.
     - ``memory``: bytes, or text as in ``4GiB``; by default a quarter of what is available.
     - ``max_shard_size``: bytes, or text; the result becomes a folder of shards.
@@ -55,6 +58,8 @@ class MergeOptions:
             )
         if self.stored is not None and not self.stored.is_float:
             raise OptionError(f"a result's weights are floating-point numbers, but dtype is {self.dtype!r}")
+        if not _DEVICE.fullmatch(self.device):
+            raise OptionError(f"device is cpu, cuda, cuda:1, xpu or mps, but got {self.device!r}")
         if self.threads is not None and self.threads < 1:
             raise OptionError(f"threads must be at least 1, but got {self.threads}")
         for name in ("memory", "max_shard_size"):

@@ -12,7 +12,7 @@ from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
 from remelt.api.outputs import companions_of, lay_out, refuse_output
 from remelt.api.recipes import RECIPE_KEY, Source
-from remelt.api.resources import available_memory, free_disk, usable_cores
+from remelt.api.resources import available_memory, free_disk, refuse_device, usable_cores
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
 from remelt.check.inputs import Input, arch_of, input_groups
@@ -67,6 +67,7 @@ def prepare(
 
     Raises `RecipeError`, `CheckError` with all problems, `BudgetError` or `OutputError`; nothing was written then.
     """
+    refuse_device(options.device)
     folders = models_folders([Path(folder) for folder in options.models_dirs])
     recipes = [_with_fallback(source.recipe, options) for source in sources]
     graph = bind_recipes(recipes, methods, [str(source.folder) for source in sources])

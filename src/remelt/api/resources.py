@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from remelt.errors import OptionError
+
 _CGROUP = Path("/sys/fs/cgroup")
 _UNKNOWN = 4 * 2**30
 
@@ -62,6 +64,20 @@ def _windows_memory() -> int | None:
     status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
     kernel = getattr(ctypes, "windll").kernel32  # noqa: B009  (absent elsewhere, to the type checker too)
     return int(status.available) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+
+
+def refuse_device(name: str) -> None:
+    """Raise `OptionError` where torch cannot compute on a device here."""
+    if name == "cpu":
+        return
+    import torch
+
+    kind, _, index = name.partition(":")
+    backend = torch.backends.mps if kind == "mps" else getattr(torch, kind)
+    count = 0 if not backend.is_available() else 1 if kind == "mps" else backend.device_count()
+    if int(index or 0) >= count:
+        found = f"{count} such" if count else "none such"
+        raise OptionError(f"device {name} is not here: this torch sees {found}", hint="remelt doctor lists the devices")
 
 
 def usable_cores() -> int:

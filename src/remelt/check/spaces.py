@@ -70,7 +70,7 @@ def _mass(step: Step, masses: Sequence[Mass]) -> Mass:
         elif kind != "same":
             if mass is None or space is None or TENSOR_KINDS[kind] != round(mass):
                 raise RecipeError(_wrong(method.name, name, kind, mass), hint=_remedy(kind, space))
-        elif space is None:
+        elif space not in ("weight", "delta"):
             raise RecipeError(f"{method.name} needs a weight or a delta for {name!r}, but got {_describe(mass)}")
         elif seen_same and space != name_of(shared):
             raise RecipeError(

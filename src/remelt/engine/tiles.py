@@ -85,14 +85,15 @@ class TaskRun:
     def evaluate(self, sweep: Sweep, begin: int, end: int, size: int) -> dict[int, torch.Tensor]:
         """The registers of a sweep for one tile; those that nothing needs any more are let go at once."""
         values: dict[int, Any] = {}
+        instructions, whole, gathers = self.program.instructions, self.whole, sweep.gathers
         for register, freed in zip(sweep.order, sweep.frees, strict=True):
-            instruction = self.program.instructions[register]
-            if register in self.whole and register not in sweep.gathers:
-                values[register] = self.whole[register].reshape(-1)[begin:end]
-            elif isinstance(instruction, Load):
-                values[register] = self.load(instruction, begin, end)
+            instruction = instructions[register]
+            if register in whole and register not in gathers:
+                values[register] = whole[register].reshape(-1)[begin:end]
             elif isinstance(instruction, Apply):
                 values[register] = self.apply(register, instruction, values, begin, end)
+            elif isinstance(instruction, Load):
+                values[register] = self.load(instruction, begin, end)
             for old in freed:
                 del values[old]
         return values
@@ -119,7 +120,8 @@ class TaskRun:
         """A method on one tile, with what the engine gives it: sums and random numbers."""
         method = instruction.method
         args, kwargs = self.arguments(instruction, values)
-        self.give(instruction, register, kwargs, begin, end - begin)
+        if method.given:
+            self.give(instruction, register, kwargs, begin, end - begin)
         result = self.guard(instruction, args, kwargs)
         if not isinstance(result, torch.Tensor) or result.numel() != end - begin:
             got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
@@ -127,6 +129,8 @@ class TaskRun:
                 f"{method.name} is declared to work by element, but made {got} of {end - begin} of {self.task.key}",
                 hint='declare it with cut="tensor"',
             )
+        if result.dtype is self.place.compute and instruction.cast is None and result.dim() == 1:
+            return result
         return self.settled(result.reshape(-1), instruction.cast)
 
     def settled(self, result: torch.Tensor, cast: DType | None) -> torch.Tensor:
@@ -137,8 +141,14 @@ class TaskRun:
 
     def arguments(self, instruction: Apply, values: Mapping[int, Any]) -> tuple[list[Any], dict[str, Any]]:
         """The function's arguments, from registers, numbers and constants."""
-        args = [self.argument(argument, values) for argument in instruction.args]
-        return args, {name: self.argument(argument, values) for name, argument in instruction.kwargs}
+        args = [
+            values[argument.index] if type(argument) is Register else self.argument(argument, values)
+            for argument in instruction.args
+        ]
+        return args, {
+            name: argument.value if type(argument) is Constant else self.argument(argument, values)
+            for name, argument in instruction.kwargs
+        }
 
     def argument(self, argument: Argument, values: Mapping[int, Any]) -> Any:
         """One argument's value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ def bind(method: Method[..., Any], call: Call) -> Bound:
     values: list[tuple[str, Any]] = []
     for parameter in method.parameters:
         for node in placed.get(parameter.name, ()):
-            if isinstance(node, Value) and not (parameter.is_tensor and isinstance(node.value, str)):
+            if isinstance(node, Value) and not _names_model(parameter, node):
                 values.append((parameter.name, _plain(method, parameter, node, call)))
             elif parameter.is_tensor:
                 operands.append((parameter, _operand(node)))
@@ -86,11 +87,16 @@ def name_models(method: Method[..., Any], call: Call) -> Call:
     for parameter in method.parameters:
         if parameter.is_tensor:
             for node in placed.get(parameter.name, ()):
-                if isinstance(node, Value) and isinstance(node.value, str):
+                if _names_model(parameter, node):
                     texts.add(id(node))
     if not texts:
         return call
     return call.with_children(_operand(child) if id(child) in texts else child for child in call.children)
+
+
+def _names_model(parameter: MethodParameter, node: Node) -> bool:
+    """Whether a bare text stands for a model: where tensors are due, but no mask, which says its space."""
+    return parameter.is_tensor and parameter.kind != "mask" and isinstance(node, Value) and isinstance(node.value, str)
 
 
 def _operand(node: Node) -> Node:
@@ -123,9 +129,10 @@ def _plain(method: Method[..., Any], parameter: MethodParameter, node: Value, ca
         "text": "a text",
     }.get(kind, "a model")
     span = dict(call.spans).get(parameter.name) or node.span or call.span
-    raise RecipeError(
-        f"{method.name} needs {wanted} for {parameter.name!r}, but got {value!r}", hint=method.signature, span=span
-    )
+    hint = method.signature
+    if kind == "mask" and isinstance(value, str):
+        hint = f'{hint}; a mask from a file is model({json.dumps(value)}, space="param")'
+    raise RecipeError(f"{method.name} needs {wanted} for {parameter.name!r}, but got {value!r}", hint=hint, span=span)
 
 
 def _refuse_tensor(method: Method[..., Any], parameter: MethodParameter, node: Node, call: Call) -> None:

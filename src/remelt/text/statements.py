@@ -1,146 +1,87 @@
-"""A recipe's text cut into statements, and every limit held before Python's parser sees any of it."""
+"""A recipe's text cut into statements, one or more lines each, with the comments that stand before them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from remelt.errors import RecipeSyntaxError, Span
+from remelt.text.source import DEEPEST_BRACKETS, MOST_OPERATORS, MOST_STATEMENTS, SourceText
+from remelt.text.tokens import end_of_statement
 
-MOST_CHARACTERS = 64 * 2**20
-MOST_STATEMENTS = 1_000_000
-LONGEST_STATEMENT = 2**20
-DEEPEST_BRACKETS = 64
-MOST_OPERATORS = 64
-
-_TOKEN = re.compile(
-    r"""(?P<comment>\#[^\n]*)
-    |(?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
-    |(?P<open>[(\[{])
-    |(?P<close>[)\]}])
-    |(?P<newline>\n)
-    |(?P<operator>[-+*|])
-    |(?P<comma>,)
-    |(?P<quote>["'])
-    |(?P<other>[^\#"'()\[\]{}\n\-+*|,]+)""",
-    re.VERBOSE,
+_LONGEST_PLAIN = 400
+_PLAIN = re.compile(
+    r"""(?:[A-Za-z_]\w*+(?!["'])
+    |[ \t=,()+*|-]
+    |(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?(?![\w.])
+    |"[\x20!\#-'*-\[\]-~]*+"(?![ \t]*["'])
+    )++""",
+    re.VERBOSE | re.ASCII,
 )
-_PAIRS = {")": "(", "]": "[", "}": "{"}
-_VERSION = re.compile(r"version[ \t]+(\S+)[ \t]*(?:\#.*)?")
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One statement's text and the number of its first line, from 1."""
+class Statement(NamedTuple):
+    """One statement's text, the number of its first line, and the comments on the lines before it."""
 
     text: str
     line: int
+    comments: tuple[str, ...] = ()
 
 
-class SourceText:
-    """A recipe's text by lines, for messages that show the place."""
-
-    def __init__(self, text: str, name: str) -> None:
-        self.name = name
-        self.text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        self.lines = self.text.split("\n")
-
-    def span(self, line: int, column: int, width: int = 1) -> Span:
-        """A place by line and column, both from 1."""
-        shown = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
-        return Span(self.name, shown, line, column, max(width, 1))
-
-    def refuse(
-        self, message: str, line: int, column: int = 1, width: int = 1, hint: str | None = None
-    ) -> RecipeSyntaxError:
-        """An error at a place."""
-        return RecipeSyntaxError(message, hint=hint, span=self.span(line, column, width))
-
-
-def version_of(source: SourceText) -> tuple[str | None, int]:
-    """The version that the first line with content states, and that line's number; None where it states none."""
+def first_content(source: SourceText) -> tuple[str, int]:
+    """The first line that is neither blank nor a comment, and its number; an empty text where there is none."""
     for number, line in enumerate(source.lines, start=1):
-        content = line.strip()
+        content = line.strip(" \t")
         if content and not content.startswith("#"):
-            match = _VERSION.fullmatch(content)
-            return (match[1] if match else None), number
-    return None, len(source.lines)
+            return content, number
+    return "", len(source.lines)
+
+
+def comments_between(source: SourceText, first_line: int, end_line: int) -> tuple[str, ...]:
+    """The comments that stand on lines of their own, from a line on, before another."""
+    found = (line.strip(" \t") for line in source.lines[first_line - 1 : end_line - 1])
+    return tuple(line for line in found if line.startswith("#"))
 
 
 def split_statements(source: SourceText, first_line: int) -> Iterator[Statement]:
-    """The statements from a line on; `RecipeSyntaxError` where a limit or a bracket is broken."""
-    return _Splitter(source, first_line).statements()
+    """The statements from a line on, in the order of the text; comments after the last one are not given.
+
+    Each holds the limits that keep Python's parser from deep recursion. Raises `RecipeSyntaxError` where one is broken,
+    or a word or sign is none of a recipe's.
+    """
+    lines, index, count = source.lines, first_line - 1, 0
+    comments: list[str] = []
+    while index < len(lines):
+        line = lines[index]
+        last = index
+        if not _is_plain(line):
+            content = line.strip(" \t")
+            if not content or content[0] == "#":
+                if content:
+                    comments.append(content)
+                index += 1
+                continue
+            last = end_of_statement(source, index + 1) - 1
+        count += 1
+        if count > MOST_STATEMENTS:
+            raise source.refuse(f"a recipe has at most {MOST_STATEMENTS} statements", index + 1)
+        text = line if last == index else "\n".join(lines[index : last + 1])
+        yield Statement(text, index + 1, tuple(comments))
+        if comments:
+            comments = []
+        index = last + 1
 
 
-class _Splitter:
-    def __init__(self, source: SourceText, first_line: int) -> None:
-        self.source = source
-        self.line = first_line
-        self.text = "\n".join(source.lines[first_line - 1 :])
-        self.line_start = 0
-        self.opened: list[tuple[str, int, int]] = []
-        self.operators = [0]
-        self.count = 0
+def _is_plain(line: str) -> bool:
+    """Whether a line is a statement by itself, and so short and simple that no limit can be broken in it.
 
-    def statements(self) -> Iterator[Statement]:
-        start, start_line, content = 0, self.line, False
-        for match in _TOKEN.finditer(self.text):
-            kind, place = match.lastgroup, match.start()
-            if kind == "newline":
-                if not self.opened and not self.continued(place):
-                    if content:
-                        yield self.statement(start, place, start_line)
-                    start, start_line, content = match.end(), self.line + 1, False
-                    self.operators = [0]
-                self.line += 1
-                self.line_start = match.end()
-            elif kind == "other":
-                content = content or not match[0].isspace()
-            elif kind != "comment":
-                content = True
-                self.track(kind or "", match[0], place)
-        if self.opened:
-            bracket, line, column = self.opened[-1]
-            raise self.source.refuse(f"{bracket!r} is never closed", line, column)
-        if content:
-            yield self.statement(start, len(self.text), start_line)
-
-    def continued(self, place: int) -> bool:
-        return place > 0 and self.text[place - 1] == "\\"
-
-    def track(self, kind: str, token: str, place: int) -> None:
-        column = place - self.line_start + 1
-        if kind == "open":
-            self.opened.append((token, self.line, column))
-            self.operators.append(0)
-            if len(self.opened) > DEEPEST_BRACKETS:
-                hint = "give an inner part a name of its own on a line before"
-                raise self.source.refuse(f"brackets nest deeper than {DEEPEST_BRACKETS}", self.line, column, hint=hint)
-        elif kind == "close":
-            if not self.opened or self.opened[-1][0] != _PAIRS[token]:
-                raise self.source.refuse(f"{token!r} closes nothing", self.line, column)
-            self.opened.pop()
-            self.operators.pop()
-        elif kind == "operator":
-            self.operators[-1] += 1
-            if self.operators[-1] > MOST_OPERATORS:
-                hint = "give a part a name of its own on a line before"
-                raise self.source.refuse(
-                    f"more than {MOST_OPERATORS} operators in one expression", self.line, column, hint=hint
-                )
-        elif kind == "comma":
-            self.operators[-1] = 0
-        elif kind == "quote":
-            raise self.source.refuse("a text is not closed on its line", self.line, column)
-
-    def statement(self, start: int, end: int, line: int) -> Statement:
-        self.count += 1
-        if self.count > MOST_STATEMENTS:
-            raise self.source.refuse(f"a recipe has at most {MOST_STATEMENTS} statements", line)
-        if end - start > LONGEST_STATEMENT:
-            raise self.source.refuse(f"a statement has at most {LONGEST_STATEMENT} characters", line)
-        text = self.text[start:end]
-        if text[0] in " \t":
-            raise self.source.refuse("a statement begins at the start of its line", line, hint="remove the indentation")
-        return Statement(text, line)
+    Most lines of long recipes are: they go to Python's parser without a look at each token.
+    """
+    return (
+        0 < len(line) <= _LONGEST_PLAIN
+        and line[0] not in " \t"
+        and _PLAIN.fullmatch(line) is not None
+        and (opened := line.count("(")) == line.count(")")
+        and opened <= DEEPEST_BRACKETS
+        and line.count("-") + line.count("+") + line.count("*") + line.count("|") <= MOST_OPERATORS
+    )

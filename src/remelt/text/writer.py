@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import keyword
-import re
-from collections.abc import Mapping
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
 
 from remelt.errors import RecipeError
-from remelt.recipe.blocks import BlockWeights, Search, render_weight
-from remelt.recipe.node import Call, Literal, Model, Node, Parameter, Value, digests
+from remelt.recipe.blocks import BlockWeights
+from remelt.recipe.node import SPACES, Call, Model, Node, Parameter, Value, digests, model, parameter
 from remelt.recipe.walk import topological
-from remelt.text.reader import CONSTRUCTORS
+from remelt.text.constructors import CONSTRUCTORS
+from remelt.text.document import Document
+from remelt.text.literals import check_depth, is_word, quoted, write_literal
+from remelt.text.names import Names
+from remelt.text.source import LONGEST_STATEMENT, MOST_CHARACTERS, MOST_OPERATORS, MOST_STATEMENTS
 
-WIDEST = 88
+WIDEST = 100
+INLINE = 44
 DEEPEST = 3
 _OR, _SUM, _PRODUCT, _ATOM = range(4)
-_SIGNS = {"add": ("+", _SUM), "subtract": ("-", _SUM), "fallback": ("|", _OR)}
+_SIGNS = {"add": ("+", _SUM), "subtract": ("-", _SUM), "multiply": ("*", _PRODUCT), "fallback": ("|", _OR)}
+_PLAIN_OPERANDS = (Model, Parameter, Call)
+
+Digest = bytes
 
 
-def write_recipe(root: Node) -> str:
+def write_recipe(
+    root: Node,
+    *,
+    names: Mapping[int, str] | None = None,
+    comments: Mapping[int, Sequence[str]] | None = None,
+) -> str:
     """The recipe as text, version 1: models and shared steps by name, the rest nested up to a readable width.
 
-    Raises `RecipeError` for tensors in memory, which no text holds.
+    ``names`` gives nodes, by their identity, steps of their own with these names; ``comments`` the lines that stand
+    before them. Raises `RecipeError` for tensors in memory, and for whatever else no text says.
 
-    >>> from remelt.recipe.node import model
     >>> print(write_recipe(model("a") + 0.5 * (model("b") - model("c"))), end="")
     version 1
     a = model("a")
@@ -33,75 +42,124 @@ def write_recipe(root: Node) -> str:
     c = model("c")
     a + 0.5 * (b - c)
     """
-    return _Writer(root).write()
+    return _Writer(root, names or {}, comments or {}).write()
+
+
+def write_document(document: Document) -> str:
+    """A recipe as a person wrote it, in the canonical layout, with its names of steps and its comments."""
+    writer = _Writer(document.result, document.names, document.comments)
+    return writer.write(document.heading, document.closing, document.trailing)
 
 
 class _Text:
-    """An expression on its way: its text, how tightly it binds, how deep it nests."""
+    """An expression on its way: its text, how tightly it binds, how deep it nests, and its parts if it is a call."""
 
-    __slots__ = ("binding", "depth", "text")
+    __slots__ = ("binding", "depth", "head", "parts", "text")
 
-    def __init__(self, text: str, binding: int, depth: int) -> None:
-        self.text, self.binding, self.depth = text, binding, depth
+    def __init__(self, text: str, binding: int, depth: int, head: str = "", parts: Sequence[str] = ()) -> None:
+        self.text, self.binding, self.depth, self.head, self.parts = text, binding, depth, head, parts
+
+    def lines(self, start: str) -> str:
+        """A statement that ends in this expression, an argument a line where one line would be too wide."""
+        if len(start) + len(self.text) <= WIDEST or not self.parts:
+            return start + self.text
+        arguments = "".join([f"    {part},\n" for part in self.parts])
+        return f"{start}{self.head}(\n{arguments})"
 
 
 class _Writer:
-    def __init__(self, root: Node) -> None:
-        self.root = root
+    """Writes each different step once: nodes that say the same are one, wherever they stand in the graph."""
+
+    def __init__(self, root: Node, names: Mapping[int, str], comments: Mapping[int, Sequence[str]]) -> None:
         self.order = topological(root)
-        self.digest_of: Mapping[int, bytes] = digests(self.order)
-        self.lines = ["version 1"]
-        self.texts: dict[bytes, _Text] = {}
-        self.taken: set[str] = set()
-        self.steps = 0
-        self.uses: dict[bytes, int] = {}
-        counted: set[bytes] = set()
+        for node in self.order:
+            if isinstance(node, Value) and isinstance(node.value, tuple):
+                check_depth(node.value)
+        self.digest_of = digests(self.order)
+        self.root = self.digest_of[id(root)]
+        self.given: dict[Digest, str] = {}
+        self.comments: dict[Digest, list[str]] = {}
+        self.value_names: dict[int, Digest] = {}
+        self.texts: dict[Digest, _Text] = {}
+        self.statements: list[str] = []
+        self.characters = 0
+        self.uses: dict[Digest, int] = {}
+        self.count_uses(names, comments)
+        self.names = Names(
+            CONSTRUCTORS.union(self.given.values(), [node.method for node in self.order if isinstance(node, Call)])
+        )
+
+    def count_uses(self, names: Mapping[int, str], comments: Mapping[int, Sequence[str]]) -> None:
+        """How often each different node is used; a value that was given a name is unlike any other."""
+        given = Names(CONSTRUCTORS) if names else None
+        counted: set[Digest] = set()
         for node in self.order:
             digest = self.digest_of[id(node)]
-            if digest not in counted:
-                counted.add(digest)
-                for child in node.children:
-                    below = self.digest_of[id(child)]
-                    self.uses[below] = self.uses.get(below, 0) + 1
+            if given is not None and (name := names.get(id(node))) is not None:
+                if isinstance(node, Value):
+                    digest = self.digest_of[id(node)] = digest + b"%d" % len(self.given)
+                if digest not in self.given:
+                    self.given[digest] = given.unique(name)
+            if lines := comments.get(id(node)):
+                self.comments.setdefault(digest, []).extend(lines)
+            if digest in counted:
+                continue
+            counted.add(digest)
+            for child in node.children:
+                below = self.digest_of[id(child)]
+                self.uses[below] = self.uses.get(below, 0) + 1
 
-    def write(self) -> str:
+    def write(self, heading: Sequence[str] = (), closing: Sequence[str] = (), trailing: Sequence[str] = ()) -> str:
+        last = self.order[-1]
+        if isinstance(last, Value) and isinstance(last.value, str):
+            raise RecipeError("a text is no recipe: read back, it would be a model", hint="write model(...)")
+        for line in heading:
+            self.comment(line)
+        self.add("version 1")
         for node in self.order:
             digest = self.digest_of[id(node)]
             if digest not in self.texts:
                 self.texts[digest] = self.named(node, digest, self.expression(node))
-        self.lines.append(self.texts[self.digest_of[id(self.root)]].text)
-        return "\n".join(self.lines) + "\n"
+        for line in (*closing, *(() if self.root in self.given else self.comments.get(self.root, ()))):
+            self.comment(line)
+        self.add(self.texts[self.root].lines(""))
+        for line in trailing:
+            self.comment(line)
+        return "\n".join(self.statements) + "\n"
 
-    def named(self, node: Node, digest: bytes, expression: _Text) -> _Text:
-        """The expression, or the name of a step that was written for it."""
-        if node is self.root or isinstance(node, Value):
-            return expression
-        shared = self.uses.get(digest, 0) > 1
-        if isinstance(node, Call) and not shared and expression.depth < DEEPEST and len(expression.text) <= WIDEST // 2:
-            return expression
-        name = self.name_of(node)
-        self.lines.append(f"{name} = {expression.text}")
+    def named(self, node: Node, digest: Digest, expression: _Text) -> _Text:
+        """The expression, or the name of a step that is written for it."""
+        name = self.given.get(digest)
+        if name is None:
+            if digest == self.root:
+                return expression
+            shared, short = self.uses.get(digest, 0) > 1, len(expression.text) <= INLINE
+            if isinstance(node, Value) and (short or not shared):
+                return expression
+            if isinstance(node, Call) and not shared and short and expression.depth < DEEPEST:
+                return expression
+            name = self.names.of(node)
+        for line in self.comments.get(digest, ()):
+            self.comment(line)
+        self.add(expression.lines(f"{name} = "))
         return _Text(name, _ATOM, 0)
 
-    def name_of(self, node: Node) -> str:
-        if isinstance(node, Call):
-            while True:
-                self.steps += 1
-                if (name := f"step{self.steps}") not in self.taken:
-                    break
-        else:
-            wanted = node.name.replace(".", "_") if isinstance(node, Parameter) else PurePosixPath(node.name).stem  # type: ignore[attr-defined]
-            wanted = re.sub(r"\W+", "_", wanted, flags=re.ASCII).strip("_")
-            if not wanted or wanted[0].isdigit():
-                wanted = f"model_{wanted}".rstrip("_")
-            if keyword.iskeyword(wanted) or wanted in CONSTRUCTORS or wanted == "version":
-                wanted += "_"
-            name, number = wanted, 1
-            while name in self.taken:
-                number += 1
-                name = f"{wanted}_{number}"
-        self.taken.add(name)
-        return name
+    def comment(self, line: str) -> None:
+        written = " ".join(line.splitlines())
+        self.add(written if written.startswith("#") else f"# {written}", statement=False)
+
+    def add(self, text: str, *, statement: bool = True) -> None:
+        self.characters += len(text) + 1
+        if statement and len(text) > LONGEST_STATEMENT:
+            raise RecipeError(
+                f"a statement of a recipe's text has at most {LONGEST_STATEMENT} characters, but one has {len(text)}",
+                hint="merge in several steps: a step of many arguments can take the results of smaller ones",
+            )
+        if self.characters > MOST_CHARACTERS or len(self.statements) > MOST_STATEMENTS:
+            raise RecipeError(
+                f"a recipe's text has at most {MOST_STATEMENTS} statements and {MOST_CHARACTERS} characters"
+            )
+        self.statements.append(text)
 
     def expression(self, node: Node) -> _Text:
         if isinstance(node, Model):
@@ -110,90 +168,66 @@ class _Writer:
                     f"a text cannot hold tensors in memory, but the recipe uses them as {node.name!r}",
                     hint="save them to a file, and name that; or write parameter(...) in their place",
                 )
-            options = {
-                "sha256": node.sha256,
-                "space": node.space if node.space != "weight" else None,
-                "arch": node.arch,
-            }
-            return _Text(_constructor("model", node.name, options), _ATOM, 0)
+            model(node.name, space=node.space)  # refuses what the reader would
+            return _reference("model", node.name, sha256=node.sha256, space=node.space, arch=node.arch)
         if isinstance(node, Parameter):
-            options = {"space": node.space if node.space != "weight" else None, "arch": node.arch}
-            return _Text(_constructor("parameter", node.name, options), _ATOM, 0)
+            parameter(node.name, space=node.space)
+            return _reference("parameter", node.name, space=node.space, arch=node.arch)
         if isinstance(node, Value):
-            return _Text(write_literal(node.value), _ATOM, 0)
-        assert isinstance(node, Call)
+            value = node.value
+            combined = isinstance(value, BlockWeights) and len(value.rules) + (value.default is not None) > 1
+            if isinstance(value, BlockWeights) and len(value.rules) > MOST_OPERATORS:
+                raise RecipeError(f"at most {MOST_OPERATORS} block weights combine in a recipe's text")
+            return _Text(write_literal(value), _OR if combined else _ATOM, 0)
+        if not isinstance(node, Call):
+            raise RecipeError(f"{type(node).__name__} is not a kind of node", hint="Model, Value, Parameter or Call")
         return self.operator(node) or self.call(node)
 
     def call(self, node: Call) -> _Text:
+        for name in (node.method, *[name for name, _ in node.kwargs]):
+            if not is_word(name):
+                raise RecipeError(f"a recipe's text cannot say {name!r} as the name of a method or an argument")
+        if node.method in CONSTRUCTORS:
+            raise RecipeError(f"{node.method!r} is a word of recipes, and no method's name in a text")
+        if len({name for name, _ in node.kwargs}) < len(node.kwargs):
+            raise RecipeError(f"a call of {node.method!r} has an argument twice, which no text says")
         children = [self.texts[self.digest_of[id(child)]] for child in node.args]
         parts = [child.text for child in children]
         for name, child in node.kwargs:
             found = self.texts[self.digest_of[id(child)]]
             children.append(found)
             parts.append(f"{name}={found.text}")
-        depth = 1 + max((child.depth for child in children), default=0)
-        return _Text(f"{node.method}({', '.join(parts)})", _ATOM, depth)
+        depth = 1 + max([child.depth for child in children], default=0)
+        return _Text(f"{node.method}({', '.join(parts)})", _ATOM, depth, node.method, parts)
 
     def operator(self, node: Call) -> _Text | None:
         """The call in operator form, where that reads back as the same call."""
-        if any(isinstance(child, Value) for child in node.args):
+        if not all(isinstance(child, _PLAIN_OPERANDS) for child in node.args):
             return None
         if node.method in _SIGNS and len(node.args) == 2 and not node.kwargs:
             sign, binding = _SIGNS[node.method]
-            return self.binary(sign, binding, node)
-        if node.method == "multiply" and len(node.args) == 2 and not node.kwargs:
-            return self.binary("*", _PRODUCT, node)
+            left, right = (self.texts[self.digest_of[id(child)]] for child in node.args)
+            text = f"{_wrapped(left, binding)} {sign} {_wrapped(right, binding + 1)}"
+            return _Text(text, binding, 1 + max(left.depth, right.depth))
         if node.method == "scale" and len(node.args) == 1 and len(node.kwargs) == 1:
             name, alpha = node.kwargs[0]
-            number = (
-                isinstance(alpha, Value) and isinstance(alpha.value, (int, float)) and not isinstance(alpha.value, bool)
-            )
-            if name == "alpha" and number:
-                operand = self.texts[self.digest_of[id(node.args[0])]]
-                text = f"{write_literal(alpha.value)} * {_wrapped(operand, _ATOM)}"  # type: ignore[attr-defined]
-                return _Text(text, _PRODUCT, operand.depth + 1)
+            if name == "alpha" and isinstance(alpha, Value) and isinstance(alpha.value, (int, float)):
+                if isinstance(alpha.value, bool):
+                    return None
+                number, operand = (self.texts[self.digest_of[id(child)]] for child in (alpha, node.args[0]))
+                return _Text(f"{number.text} * {_wrapped(operand, _ATOM)}", _PRODUCT, operand.depth + 1)
         return None
-
-    def binary(self, sign: str, binding: int, node: Call) -> _Text:
-        left, right = (self.texts[self.digest_of[id(child)]] for child in node.args)
-        text = f"{_wrapped(left, binding)} {sign} {_wrapped(right, binding + 1)}"
-        return _Text(text, binding, 1 + max(left.depth, right.depth))
 
 
 def _wrapped(operand: _Text, binding: int) -> str:
     return operand.text if operand.binding >= binding else f"({operand.text})"
 
 
-def _constructor(name: str, first: str, options: Mapping[str, str | None]) -> str:
-    given = "".join(f", {option}={_quoted(value)}" for option, value in options.items() if value is not None)
-    return f"{name}({_quoted(first)}{given})"
-
-
-def write_literal(value: Literal) -> str:
-    """A value as a recipe writes it.
-
-    >>> write_literal(("a", 0.5, None))
-    '["a", 0.5, None]'
-    """
-    if isinstance(value, str):
-        return _quoted(value)
-    if isinstance(value, tuple):
-        return f"[{', '.join(write_literal(item) for item in value)}]"
-    if isinstance(value, Search):
-        return render_weight(value)
-    if isinstance(value, BlockWeights) and not value.rules:
-        raise RecipeError("block weights without any rule cannot be written: write the plain number")
-    return repr(value)
-
-
-def _quoted(text: str) -> str:
-    """A text in double quotes; what does not print is escaped."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    if quoted.isprintable():
-        return quoted
-    return "".join(character if character.isprintable() else _escaped(character) for character in quoted)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+def _reference(word: str, first: str, **options: str | None) -> _Text:
+    parts = [quoted(first)]
+    for option, value in options.items():
+        if value is not None and (option, value) != ("space", SPACES[0]):
+            if not isinstance(value, str):
+                raise RecipeError(f"{word} {first!r} has {option} {value!r}, which is no text")
+            parts.append(f"{option}={quoted(value)}")
+    return _Text(f"{word}({', '.join(parts)})", _ATOM, 0, word, parts)
