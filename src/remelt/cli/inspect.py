@@ -22,13 +22,14 @@ def command(
 ) -> None:
     """Tell arch, keys, element types, size and the embedded recipe of a checkpoint."""
     from remelt.api.inspection import inspect
+    from remelt.planning.explain import name_arch
 
     found = inspect(file, deep=deep, models_dirs=models_dirs)
     if as_json:
         echo_json(asdict(found))
         return
     click.echo(f"{found.path}  ({found.format})")
-    click.echo(f"arch        {found.arch or 'none known; blocks are inferred from the keys'}: {found.evidence}")
+    click.echo(f"arch        {name_arch(found.arch, found.evidence)}")
     if found.note:
         click.echo(f"note        {found.note}")
     types = ", ".join(f"{count} {dtype}" for dtype, count in sorted(found.dtypes.items()))

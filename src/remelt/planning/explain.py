@@ -13,15 +13,30 @@ def explain(plan: Plan, free_disk: int | None = None) -> str:
     return "\n".join(_lines(plan, free_disk))
 
 
+def name_arch(arch: str | None, evidence: str) -> str:
+    """The arch and the first thing that tells it, or why it is none that remelt has names for.
+
+    >>> name_arch("sd1", "sd1: in.weight is [320, 4, 3, 3]; mid.weight is [8, 8]; out.weight is [4, 8]")
+    'sd1, as in.weight is [320, 4, 3, 3]; 2 more keys agree'
+    >>> name_arch(None, "no known arch has such keys")
+    'no known arch has such keys; its blocks are inferred from them'
+    """
+    if arch is None:
+        return f"{evidence}; its blocks are inferred from them"
+    first, *more = evidence.removeprefix(f"{arch}: ").split("; ")
+    agreeing = "" if not more else f"; {len(more)} more key{'s agree' if len(more) > 1 else ' agrees'}"
+    return f"{arch}, as {first}{agreeing}"
+
+
 def _lines(plan: Plan, free_disk: int | None) -> Iterator[str]:
     yield "inputs"
     for given in plan.inputs:
-        arch = given.arch or "no named arch"
-        yield f"  {given.label}  {given.tensors} tensors, {format_bytes(given.size)}; {arch}: {given.evidence}"
+        yield f"  {given.label}  {given.tensors} tensors, {format_bytes(given.size)}"
         if given.path is not None:
             yield f"      {given.path}"
-        if given.read_tensors < given.tensors:
-            yield f"      {given.read_tensors} of {given.tensors} tensors are read"
+        yield f"      {name_arch(given.arch, given.evidence)}"
+        part = "all" if given.read_tensors == given.tensors else f"{given.read_tensors} of {given.tensors}"
+        yield f"      {part} tensors are read"
     yield "results"
     for output in plan.outputs:
         place = output.path or "in memory"
