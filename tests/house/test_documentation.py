@@ -1,8 +1,8 @@
 """Every example in the README and in the documentation runs: Python, command lines with what they print, recipes.
 
-The blocks of a page run in order, in a folder with four small models of Stable Diffusion's keys. A ``mecha`` block with a
-title is also written to that file. A ``console`` block's output may say ``...`` for what differs from run to run; a command
-that prints an error must fail.
+The blocks of a page run in order, in a folder with four small models of Stable Diffusion's keys. A ``mecha`` block
+with a title is also written to that file. A ``console`` block's output may say ``...`` for what differs from run to
+run; a command that prints an error must fail.
 """
 
 from __future__ import annotations
