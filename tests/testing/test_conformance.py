@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,10 +146,7 @@ class TestReductions(MethodConformance):
         return standardise
 
 
-def test_a_class_without_the_fixture_is_told_what_is_missing(tmp_path: Any) -> None:
-    import subprocess
-    import sys
-
+def test_a_class_without_the_fixture_is_told_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(
         "from remelt.testing import MethodConformance\n\n\nclass TestMine(MethodConformance):\n    pass\n"
     )
@@ -154,4 +154,4 @@ def test_a_class_without_the_fixture_is_told_what_is_missing(tmp_path: Any) -> N
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert told.returncode == 1
     assert "a conformance class supplies a fixture `method`" in told.stdout
-    assert "19 errors" in told.stdout or "errors in" in told.stdout
+    assert "passed" not in told.stdout.splitlines()[-1]

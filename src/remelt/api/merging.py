@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remelt.api.fingerprint import fingerprint
 from remelt.api.options import MergeOptions, PathLike
 from remelt.api.outputs import output_path
 from remelt.api.prepare import Prepared, PreparedGroup, prepare
@@ -32,6 +33,8 @@ class Merged:
     paths: dict[int, Path] = field(default_factory=dict)
     tensors: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     nonfinite: list[str] = field(default_factory=list)
+    kept: int = 0
+    """Bytes of results that an earlier, interrupted run had finished."""
 
 
 def merge(
@@ -113,8 +116,17 @@ def _run_group(group: PreparedGroup, options: MergeOptions, merged: Merged) -> I
             if output.path is None or output.layout is None:
                 sinks.append(MemorySink(output.tensors))
             else:
-                files.append(FileOutput(output.layout, Path(output.path), companions))
+                files.append(
+                    FileOutput(
+                        output.layout,
+                        Path(output.path),
+                        companions,
+                        fingerprint=fingerprint(group, output, options),
+                        restart=options.restart,
+                    )
+                )
                 sinks.append(files[-1])
+                merged.kept += files[-1].kept
         execution = Execution(
             checkpoints={index: given.checkpoint for index, given in group.inputs.items()},
             labels={index: given.label for index, given in group.inputs.items()},

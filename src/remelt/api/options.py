@@ -32,6 +32,7 @@ class MergeOptions:
     - ``missing``: what to do about keys that one input lacks: ``error``, ``first``, ``skip``.
     - ``nonfinite``: what to do about NaN and infinities: ``error``, ``keep``, ``missing``.
     - ``overwrite``: whether an existing output may be replaced.
+    - ``restart``: whether to begin anew where an interrupted merge of the same could be continued.
     - ``fallback``: a model that gives what the recipe's result lacks.
     """
 
@@ -45,6 +46,7 @@ class MergeOptions:
     missing: str = "error"
     nonfinite: str = "error"
     overwrite: bool = False
+    restart: bool = False
     fallback: PathLike | None = None
     config: Path | None = field(default=None)
 

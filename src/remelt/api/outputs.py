@@ -7,6 +7,7 @@ from pathlib import Path
 
 from remelt.check.inputs import Input
 from remelt.core.tensor_info import TensorInfo
+from remelt.engine.commit import is_unfinished
 from remelt.errors import OptionError, OutputError
 from remelt.formats.layout import OutputLayout, file_layout, folder_layout
 from remelt.planning.plan import PlannedOutput
@@ -23,7 +24,6 @@ _WEIGHTS = (
     ".h5",
     ".msgpack",
     ".index.json",
-    ".partial",
 )
 _LARGEST_COMPANION = 2**28
 
@@ -41,7 +41,7 @@ def output_path(output: Path, *, folder: bool) -> Path:
 
 def refuse_output(path: Path, overwrite: bool) -> None:
     """Refuse an output that exists, unless it may be replaced, or that cannot be a file or folder there."""
-    occupied = path.is_dir() and any(path.iterdir()) if path.is_dir() else path.exists()
+    occupied = path.is_file() or (path.is_dir() and not all(is_unfinished(one.name) for one in path.iterdir()))
     if occupied and not overwrite:
         raise OutputError(f"{path} exists", hint="--overwrite replaces it, once the new one is complete")
     if path.suffix == SUFFIX and path.is_dir():
@@ -84,7 +84,7 @@ def companions_of(first: Input, output: PlannedOutput) -> Iterator[tuple[Path, s
     if root is None or not root.is_dir() or output.layout is None or not output.layout.is_folder:
         return
     for file in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+        hidden = any(part.startswith(".") for part in file.relative_to(root).parts) or is_unfinished(file.name)
         if hidden or not file.is_file() or file.name.endswith(_WEIGHTS) or file.stat().st_size > _LARGEST_COMPANION:
             continue
         yield file, file.relative_to(root).as_posix()

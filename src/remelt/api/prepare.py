@@ -20,16 +20,18 @@ from remelt.check.keys import KeyOptions, KeyReport, check_keys
 from remelt.check.names import check_names
 from remelt.check.report import fold_keys, problems_of
 from remelt.check.spaces import infer_masses, name_of
+from remelt.core.checksum import PLACEHOLDER
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.core.units import format_bytes
+from remelt.engine.executor import describe_executor
 from remelt.errors import BudgetError, CheckError, OptionError, Problem, RecipeError
 from remelt.formats.locate import models_folders
 from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
 from remelt.recipe.method import Method
 from remelt.recipe.node import Call, Model, Node
 
-TOOL = "remelt"
+CHECKSUM_KEY = "remelt_checksum"
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,13 @@ class _Group:
         if path is None:
             return PlannedOutput(None, space, tensors, None)
         refuse_output(path, self.options.overwrite)
-        metadata = {"format": "pt", "remelt_version": _version(), RECIPE_KEY: text}
+        metadata = {
+            "format": "pt",
+            "remelt_version": _version(),
+            "remelt_executor": describe_executor(self.options.device, self.options.compute_dtype),
+            CHECKSUM_KEY: PLACEHOLDER,
+            RECIPE_KEY: text,
+        }
         layout = lay_out(tensors, metadata, path, self.first_of(root), self.options.shard_bytes)
         return PlannedOutput(str(path), space, tensors, layout)
 

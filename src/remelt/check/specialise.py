@@ -335,9 +335,10 @@ class _Walk:
         if place not in self.computed:
             bundles = [Bundle(tuple((k, operands[o, k].register) for k in group.inputs)) for _, o in step.operands]  # type: ignore[misc]
             flat = tuple(register for bundle in bundles for _, register in bundle.items)
-            _, keywords = self.arguments(index, step, [0] * len(step.operands), key)
+            named = group.outputs[0]  # whichever key comes first in a file, the group is called by one name
+            _, keywords = self.arguments(index, step, [0] * len(step.operands), named)
             plain = tuple((name, argument) for name, argument in keywords if not isinstance(argument, Register))
-            self.computed[place] = self.emit(Apply(step.method, tuple(bundles), plain, flat, key), None)
+            self.computed[place] = self.emit(Apply(step.method, tuple(bundles), plain, flat, named), None)
         state = self.states[first, key]
         item = self.emit(Item(self.computed[place], key), self.shapes[state.register or 0])
         return _State(item, state.dtype, state.source_key)

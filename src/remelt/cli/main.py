@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: nothing was published", err=True)
+        click.echo("interrupted: nothing was published; the same command continues", err=True)
         return INTERRUPTED
     except click.ClickException as error:
         if as_json:

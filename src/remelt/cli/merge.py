@@ -60,6 +60,8 @@ def _tell(merged: Any, seconds: float, as_json: bool, quiet: bool) -> None:
     if quiet:
         return
     written = sum(plan.bytes_written for plan in merged.plans)
+    if merged.kept:
+        click.echo(f"continued an interrupted merge: {format_bytes(merged.kept)} were done")
     for position in sorted(merged.paths):
         click.echo(f"wrote {_shown(merged.paths[position])}")
     click.echo(f"{format_bytes(written)} in {format_seconds(seconds)}")

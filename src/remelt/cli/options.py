@@ -75,6 +75,7 @@ _MERGING = [
         help="NaN and infinities in the inputs.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete."),
+    click.option("--restart", is_flag=True, help="Begin anew, where an interrupted merge could be continued."),
     click.option("--fallback", metavar="MODEL", help="A model that gives what the result lacks."),
 ]
 
@@ -113,6 +114,7 @@ def merge_options(given: dict[str, Any]) -> MergeOptions:
         "missing",
         "nonfinite",
         "overwrite",
+        "restart",
         "fallback",
     )
     return MergeOptions(**{name: given[name] for name in names})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -35,23 +36,33 @@ class Registry(Mapping[str, T], Generic[T]):
         self._found: dict[str, T] = {}
         self._origin: dict[str, str] = {}
         self._loaded = False
+        self._files: set[Path] = set()
 
     def add_module(self, module: ModuleType) -> None:
         """Register what a module holds; a name that another module gave already raises `OptionError`."""
-        for name, extension in self._collect(module).items():
+        extensions = self._collect(module)
+        for name, extension in extensions.items():
             if name in self._found and self._found[name] is not extension:
                 raise OptionError(
                     f"two {self.kind}s are named {name!r}: one in {self._origin[name]}, one in {module.__name__}",
                     hint="rename one of them",
                 )
+        for name, extension in extensions.items():
             self._found[name] = extension
             self._origin.setdefault(name, module.__name__)
 
     def add_file(self, path: Path) -> None:
-        """Register what a Python file holds. This runs the file: only on a user's explicit word."""
+        """Register what a Python file holds; a file that was added already stays as it is.
+
+        This runs the file: only on a user's explicit word. Raises `OptionError` where it cannot be loaded.
+        """
+        if path.resolve() in self._files:
+            return
         if not path.is_file():
             raise OptionError(f"plugin {path} is not a file", hint="--plugin takes the path of a Python file")
-        name = f"remelt_plugin_{path.stem}"
+        # Two plugins of one file name are two modules: the folder is part of the name.
+        folder = hashlib.blake2b(str(path.resolve().parent).encode("utf-8", "surrogatepass"), digest_size=4)
+        name = f"remelt_plugin_{path.stem}_{folder.hexdigest()}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise OptionError(f"plugin {path} is not a Python file", hint="its name must end in .py")
@@ -59,10 +70,12 @@ class Registry(Mapping[str, T], Generic[T]):
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            del sys.modules[name]
             raise OptionError(f"plugin {path} cannot be loaded: {type(error).__name__}: {error}") from error
         self._load()
         self.add_module(module)
+        self._files.add(path.resolve())
 
     def find(self, name: str) -> T:
         """The extension of that name, or `RecipeError` with the nearest names."""
@@ -78,8 +91,12 @@ class Registry(Mapping[str, T], Generic[T]):
         package = importlib.import_module(self._package)
         for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
             self.add_module(importlib.import_module(f"{self._package}.{found.name}"))
-        for point in importlib.metadata.entry_points(group=self._group):
-            self.add_module(importlib.import_module(point.module))
+        try:
+            for point in importlib.metadata.entry_points(group=self._group):
+                self.add_module(_module_of(point))
+        except OptionError:
+            self._loaded = False
+            raise
 
     def __getitem__(self, name: str) -> T:
         self._load()
@@ -92,3 +109,14 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         self._load()
         return len(self._found)
+
+
+def _module_of(point: importlib.metadata.EntryPoint) -> ModuleType:
+    try:
+        return importlib.import_module(point.module)
+    except Exception as error:
+        owner = "an installed package" if point.dist is None else point.dist.name
+        raise OptionError(
+            f"{point.module}, which {owner} offers as {point.group}, cannot be loaded: {type(error).__name__}: {error}",
+            hint="update or uninstall that package",
+        ) from error

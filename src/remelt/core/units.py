@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from remelt.errors import OptionError
 
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
+_AMOUNT = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:
@@ -19,7 +20,7 @@ def parse_bytes(text: str) -> int:
     match = _AMOUNT.fullmatch(text)
     if match is None or match[2].lower() not in _FACTORS:
         raise OptionError(f"{text!r} is not an amount of bytes", hint="write a number and a unit, as in 512MiB or 4GB")
-    return int(float(match[1]) * _FACTORS[match[2].lower()])
+    return int(Fraction(match[1]) * _FACTORS[match[2].lower()])
 
 
 def format_bytes(count: int) -> str:
@@ -31,7 +32,7 @@ def format_bytes(count: int) -> str:
     amount = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(amount) < 1024:
-            return f"{count} B" if unit == "B" else f"{amount:.3g} {unit}" if amount >= 100 else f"{amount:.2f} {unit}"
+            return f"{count} B" if unit == "B" else f"{amount:.0f} {unit}" if amount >= 100 else f"{amount:.2f} {unit}"
         amount /= 1024
     return f"{amount:.2f} TiB"
 

@@ -17,7 +17,7 @@ from remelt.core.dtype import DType
 from remelt.engine.finite import FiniteReport, NonFinite, is_finite
 from remelt.engine.sink import Sink
 from remelt.engine.tensors import TORCH, tensor_over
-from remelt.engine.tiles import Stopped, TaskRun, Workplace
+from remelt.engine.tiles import Stopped, TaskRun, Workplace, byte_range
 from remelt.errors import NonFiniteError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.cost import SLICE, TILE, task_cost
@@ -68,7 +68,8 @@ def run(plan: Plan, execution: Execution, report: FiniteReport) -> Iterator[Prog
 class _Run:
     def __init__(self, plan: Plan, execution: Execution, report: FiniteReport) -> None:
         self.plan, self.execution, self.report = plan, execution, report
-        self.units = deque(_units(plan.tasks, whole=execution.nonfinite == "missing"))
+        self.kept = 0
+        self.units = deque(self.remaining())
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()
         self.events_out: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -88,7 +89,8 @@ class _Run:
         threads = [threading.Thread(target=self.work, daemon=True) for _ in range(self.plan.threads)]
         before = torch.get_num_threads()
         torch.set_num_threads(1)
-        running, done = len(threads), 0
+        running, done = len(threads), self.kept
+        yield Progress(done, self.total)
         try:
             for thread in threads:
                 thread.start()
@@ -117,6 +119,20 @@ class _Run:
                 hint="--nonfinite keep merges them as they are, --nonfinite missing treats such tensors as missing",
             )
 
+    def remaining(self) -> Iterator[_Unit]:
+        """What an earlier run has not finished."""
+        for unit in _units(self.plan.tasks, whole=self.execution.nonfinite == "missing"):
+            ranges = [
+                (self.execution.sinks[root], key, *byte_range(info, unit.start, unit.stop))
+                for root, key, info in unit.planned.task.outputs
+            ]
+            if all(sink.done(key, begin, end) for sink, key, begin, end in ranges if begin < end) and any(
+                begin < end for _, _, begin, end in ranges
+            ):
+                self.kept += sum(end - begin for _, _, begin, end in ranges)
+            else:
+                yield unit
+
     def work(self) -> None:
         try:
             while not self.stop.is_set():
@@ -135,7 +151,7 @@ class _Run:
     def one(self, unit: _Unit) -> None:
         if self.execution.nonfinite == "missing":
             for planned in self.replaced(unit.planned):
-                TaskRun(planned, self.place).run()
+                TaskRun(planned, self.place).run(keep=planned is unit.planned)
             return
         TaskRun(unit.planned, self.place).run(unit.start, unit.stop)
 

@@ -11,23 +11,37 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from remelt.core.checksum import PLACEHOLDER
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.tensors import TORCH
 from remelt.errors import OutputError, RunError
 from remelt.formats.layout import FileLayout
 
 _WRITE = 2**20
+_READ = 2**18
+_CLOSED = -1
 
 
 class Sink(Protocol):
     """What takes a result's bytes, from any thread, in any order."""
 
+    checked: bool
+    """Whether it wants checksums."""
+
+    def done(self, key: str, start: int, stop: int) -> bool:
+        """Whether bytes of a tensor are there already, from an earlier run."""
+
     def write(self, key: str, start: int, data: memoryview) -> None:
         """Put bytes of a tensor at an offset from its begin."""
+
+    def finished(self, key: str, start: int, stop: int, checksum: int, *, keep: bool) -> None:
+        """Bytes of a tensor are complete; a later run may ``keep`` them."""
 
 
 class MemorySink:
     """A result as a dictionary of tensors."""
+
+    checked = False
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self.tensors = {key: torch.empty(info.shape, dtype=TORCH[info.dtype]) for key, info in tensors.items()}
@@ -35,20 +49,31 @@ class MemorySink:
             key: tensor.view(-1).view(torch.uint8).numpy() for key, tensor in self.tensors.items() if tensor.numel()
         }
 
+    def done(self, key: str, start: int, stop: int) -> bool:
+        """Never: memory does not outlive a run."""
+        return False
+
     def write(self, key: str, start: int, data: memoryview) -> None:
         """Put bytes of a tensor at an offset from its begin."""
         if len(data):
             self._bytes[key][start : start + len(data)] = np.frombuffer(data, dtype=np.uint8)
 
+    def finished(self, key: str, start: int, stop: int, checksum: int, *, keep: bool) -> None:
+        """Nothing to note."""
+
 
 class FileSink:
-    """One file of a result: preallocated in full under a temporary name, then filled in place."""
+    """One file of a result: reserved in full under a temporary name, then filled in place.
 
-    def __init__(self, layout: FileLayout, path: Path) -> None:
+    With ``resume``, a file that an earlier run left there is taken up where it has the layout's size and header:
+    ``resumed`` tells.
+    """
+
+    def __init__(self, layout: FileLayout, path: Path, *, resume: bool = False) -> None:
         self.layout = layout
         self.path = path
         self._lock = threading.Lock()
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         try:
             self.descriptor = os.open(path, flags, 0o666)
         except OSError as error:
@@ -56,16 +81,36 @@ class FileSink:
                 f"cannot write {path}: {error.strerror}", hint="check the folder's permissions"
             ) from error
         try:
-            self._allocate()
-            self._put(0, memoryview(layout.header))
+            self.resumed = resume and self._has_header()
+            if not self.resumed:
+                os.ftruncate(self.descriptor, 0)
+                self._reserve()
+                self._put(0, memoryview(layout.header))
         except OSError as error:
-            self.abandon()
+            self.close()
+            self.path.unlink(missing_ok=True)
             raise OutputError(
                 f"cannot reserve {layout.size} bytes for {path}: {error.strerror}",
-                hint="free disk space, or choose another",
+                hint="free disk space or raise the quota, or write elsewhere",
             ) from error
 
-    def _allocate(self) -> None:
+    @property
+    def _checksum_offset(self) -> int | None:
+        place = self.layout.header.find(PLACEHOLDER.encode())
+        return None if place < 0 else place
+
+    def _has_header(self) -> bool:
+        """Whether the file is one of this layout; its checksum may have been filled in already."""
+        header = self.layout.header
+        if os.fstat(self.descriptor).st_size != self.layout.size:
+            return False
+        found = bytearray(b"".join(self._pieces(0, len(header))))
+        place = self._checksum_offset
+        if place is not None:
+            found[place : place + len(PLACEHOLDER)] = PLACEHOLDER.encode()
+        return bytes(found) == header
+
+    def _reserve(self) -> None:
         if hasattr(os, "posix_fallocate") and self.layout.size:
             os.posix_fallocate(self.descriptor, 0, self.layout.size)
         else:
@@ -90,15 +135,33 @@ class FileSink:
             os.lseek(self.descriptor, offset, os.SEEK_SET)
             return os.write(self.descriptor, data)
 
-    def finish(self) -> None:
-        """Flush to the device and close."""
-        os.fsync(self.descriptor)
-        os.close(self.descriptor)
-        self.descriptor = -1
+    def read(self, key: str, start: int, stop: int) -> list[bytes]:
+        """What is there of a tensor, in pieces."""
+        offset = self.layout.offsets[key]
+        return self._pieces(offset + start, offset + stop)
 
-    def abandon(self) -> None:
-        """Close and remove what was written."""
-        if self.descriptor >= 0:
+    def _pieces(self, start: int, stop: int) -> list[bytes]:
+        pieces = []
+        with self._lock:
+            os.lseek(self.descriptor, start, os.SEEK_SET)
+            while start < stop:
+                piece = os.read(self.descriptor, min(_READ, stop - start))
+                if not piece:
+                    break
+                pieces.append(piece)
+                start += len(piece)
+        return pieces
+
+    def finish(self, checksum: str) -> None:
+        """Fill in the checksum, flush to the device and close."""
+        place = self._checksum_offset
+        if place is not None:
+            self._put(place, memoryview(checksum.encode()))
+        os.fsync(self.descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Close, leaving the file as it is."""
+        if self.descriptor != _CLOSED:
             os.close(self.descriptor)
-            self.descriptor = -1
-        self.path.unlink(missing_ok=True)
+            self.descriptor = _CLOSED

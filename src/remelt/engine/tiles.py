@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from remelt.check.program import Apply, Argument, Bundle, Constant, Item, Load, Register, Slot
+from remelt.core.checksum import checksum
 from remelt.core.dtype import DType
 from remelt.core.random import Random
+from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import FiniteReport, is_finite
 from remelt.engine.sink import Sink
 from remelt.engine.tensors import TORCH, bytes_of, tensor_over
@@ -25,6 +27,12 @@ from remelt.recipe.signature import reduce_tile
 
 class Stopped(Exception):
     """The merge was told to stop."""
+
+
+def byte_range(info: TensorInfo, start: int, stop: int | None) -> tuple[int, int]:
+    """The bytes of a tensor that some of its elements take; to its end without ``stop``."""
+    width = info.dtype.itemsize
+    return start * width, info.nbytes if stop is None else stop * width
 
 
 @dataclass(frozen=True)
@@ -50,14 +58,22 @@ class TaskRun:
         self.whole: dict[int, Any] = {}
         self.sums: dict[int, dict[str, torch.Tensor]] = {}
         self.spoiled = False
+        self.checksums = [0] * len(self.task.outputs)
 
-    def run(self, start: int = 0, stop: int | None = None) -> None:
-        """Run all passes, or those elements of the only one."""
+    def run(self, start: int = 0, stop: int | None = None, *, keep: bool = True) -> None:
+        """Run all passes, or those elements of the only one.
+
+        A later run may keep the result, unless ``keep`` says otherwise or NaN or infinities were met, which may be
+        treated in another way then.
+        """
         for one in self.planned.passes.passes:
             if isinstance(one, Sweep):
                 self.sweep(one, start, stop)
             else:
                 self.call(one)
+        for (root, key, info), found in zip(self.task.outputs, self.checksums, strict=True):
+            begin, end = byte_range(info, start, stop)
+            self.place.sinks[root].finished(key, begin, end, found % 2**64, keep=keep and not self.spoiled)
 
     def sweep(self, sweep: Sweep, start: int, stop: int | None) -> None:
         """One pass over tiles; elements outside ``start`` to ``stop`` are left to others."""
@@ -213,8 +229,8 @@ class TaskRun:
         assert isinstance(instruction, Apply)
         args, kwargs = self.arguments(instruction, self.whole)
         first = next(arg for arg in args if isinstance(arg, (torch.Tensor, Mapping)))
-        size = first.numel() if isinstance(first, torch.Tensor) else 0
-        self.give(instruction, call.register, kwargs, 0, size)
+        sized = first if isinstance(first, torch.Tensor) else first.get(self.key_of(instruction))
+        self.give(instruction, call.register, kwargs, 0, 0 if sized is None else sized.numel())
         result = self.guard(instruction, args, kwargs)
         if isinstance(result, Mapping):
             self.keep_items(call.register, instruction, result)
@@ -251,5 +267,9 @@ class TaskRun:
         stored = values.to(TORCH[info.dtype]).cpu()
         if stored.dtype != values.dtype and info.dtype.is_float and not is_finite(stored) and is_finite(values):
             self.place.report.add_result(key, str(info.dtype))
-        self.place.sinks[root].write(key, begin * info.dtype.itemsize, bytes_of(stored))
+            self.spoiled = True
+        data, offset, sink = bytes_of(stored), begin * info.dtype.itemsize, self.place.sinks[root]
+        sink.write(key, offset, data)
+        if sink.checked:
+            self.checksums[position] += checksum(data, offset)
         self.place.wrote(stored.numel() * info.dtype.itemsize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,24 @@ class Checkpoint(ABC):
         self.close()
 
 
+_TEXT = ("it is text, as a failed download leaves it", "download it again; git lfs pull fetches what a pointer names")
+_FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"GGUF", "it is a GGUF file, which holds quantised tensors", "merge the weights that it was made from"),
+    (0, b"\x89HDF", "it is an HDF5 file, as Keras writes", "convert it to safetensors"),
+    (0, b"\x93NUMPY", "it is a numpy array", "save a dict of arrays with safetensors.numpy.save_file"),
+    (0, b"\x1f\x8b", "it is compressed with gzip", "unpack it"),
+    (0, b"7z\xbc\xaf\x27\x1c", "it is a 7z archive", "unpack it"),
+    (0, b"version https://git-lfs", *_TEXT),
+    (0, b"<", *_TEXT),
+    (
+        257,
+        b"ustar",
+        "it is a tar archive, as torch.save wrote before version 0.1.10",
+        "unpack it, or where it is a checkpoint that you trust, load it with torch and save it as safetensors",
+    ),
+)
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a model by what it is, whatever its suffix: a folder, a zip archive of pickles, or safetensors.
 
@@ -54,28 +73,36 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     from remelt.formats.safetensors import SafetensorsCheckpoint
 
-    if path.is_dir():
+    if os.path.isdir(path):
         from remelt.formats.sharded import open_folder
 
         return open_folder(path)
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise FormatError(f"{path.name} is neither a file nor a folder", hint="pipes and devices cannot be mapped")
         with open(path, "rb") as file:
-            magic = file.read(16)
+            start = file.read(512)
     except OSError as error:
         raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
-    if magic[:4] == b"PK\x03\x04":
+    except ValueError:
+        raise FormatError(f"{str(path)!r} cannot be the name of a file") from None
+    if start[8:9] == b"{":  # a header's length, then its JSON: whatever the length's bytes happen to spell
+        return SafetensorsCheckpoint(path)
+    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         from remelt.formats.pickle import PickleCheckpoint
 
         return PickleCheckpoint(path)
-    _refuse_old(magic, path)
+    _refuse_foreign(start, path.name)
     return SafetensorsCheckpoint(path)
 
 
-def _refuse_old(magic: bytes, path: Path) -> None:
-    """Refuse the formats that torch.save wrote before its zip archives, with the way to convert them."""
-    pickled = magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and magic[8:9] != b"{"
-    if pickled:
+def _refuse_foreign(start: bytes, name: str) -> None:
+    """Refuse other formats by their first bytes, each with the way to one that opens."""
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise FormatError(
-            f"{path.name} is a bare pickle, as torch.save wrote before version 1.6, which only running it reads",
+            f"{name} is a bare pickle, as torch.save wrote before version 1.6, which only running it reads",
             hint="convert it where you trust it: torch.save(torch.load(path, weights_only=True), new_path)",
         )
+    for offset, magic, what, remedy in _FOREIGN:
+        if start[offset : offset + len(magic)] == magic:
+            raise FormatError(f"{name} is no checkpoint that remelt reads: {what}", hint=remedy)

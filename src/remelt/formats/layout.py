@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remelt.core.tensor_info import TensorInfo
+from remelt.errors import OutputError
+from remelt.formats.safetensors import HEADER_CAP
+from remelt.formats.tensor_names import is_text, shown, stays_inside
 
 _ALIGNMENT = 64
 
@@ -43,7 +46,8 @@ def file_layout(
 ) -> FileLayout:
     """The layout of one file: wider element types first, so that every tensor is aligned, else the order given.
 
-    ``stored_names`` gives the names in the file where they differ from the caller's.
+    ``stored_names`` gives the names in the file where they differ from the caller's. Raises `OutputError` for what no
+    safetensors file can hold.
     """
     order = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -52,6 +56,8 @@ def file_layout(
     for key in order:
         info = tensors[key]
         stored = key if stored_names is None else stored_names[key]
+        if stored == "__metadata__" or not is_text(stored):
+            raise OutputError(f"{name}: no tensor in a safetensors file can be named {shown(stored)}")
         entries[stored] = {
             "dtype": info.dtype.name,
             "shape": list(info.shape),
@@ -61,6 +67,8 @@ def file_layout(
         offset += info.nbytes
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    if len(text) > HEADER_CAP:
+        raise OutputError(f"{name} would need a header of {len(text)} bytes, of {HEADER_CAP} allowed")
     header = len(text).to_bytes(8, "little") + text
     return FileLayout(name, header, {key: len(header) + start for key, start in starts.items()}, len(header) + offset)
 
@@ -75,7 +83,8 @@ def folder_layout(
     """The layout of a folder: each component's tensors in its subfolder, in shards with an index where need be.
 
     Keys ``unet/x`` go to folder ``unet`` under the name ``x``. ``weight_names`` gives the stem of each folder's weight
-    files (``""`` is the folder itself), ``model`` by default.
+    files (``""`` is the folder itself), ``model`` by default. Raises `OutputError` for a key whose folder would be
+    outside the output's.
     """
     by_folder: dict[str, dict[str, TensorInfo]] = {}
     for key, info in tensors.items():
@@ -83,6 +92,7 @@ def folder_layout(
     files: list[FileLayout] = []
     indexes: list[tuple[str, bytes]] = []
     for folder, found in by_folder.items():
+        _refuse_outside(folder)
         stem = (weight_names or {}).get(folder, "model")
         prefix = f"{folder}/" if folder else ""
         stored = {key: key.rpartition("/")[2] for key in found}
@@ -99,6 +109,14 @@ def folder_layout(
             file_layout(shard, metadata, prefix + name, stored) for name, shard in zip(names, shards, strict=True)
         ]
     return OutputLayout(tuple(files), tuple(indexes), is_folder=True)
+
+
+def _refuse_outside(folder: str) -> None:
+    """Refuse folders that leave the output's: keys come from files, which may be hostile."""
+    if folder and not (stays_inside(folder) and "\\" not in folder and is_text(folder)):
+        raise OutputError(
+            f"a tensor is named {shown(folder + '/...')}, which no subfolder can hold", hint="write to one file instead"
+        )
 
 
 def _shards(tensors: Mapping[str, TensorInfo], limit: int | None) -> list[dict[str, TensorInfo]]:

@@ -10,9 +10,13 @@ from pathlib import Path, PurePath
 
 from remelt.core.nearest import nearest
 from remelt.errors import ModelNameError, OptionError
+from remelt.formats.tensor_names import is_text, shown
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _MOST_ENTRIES = 200_000
+_MOST_COMPARED = 20_000
+_MOST_LISTED = 20
+_MARKS = ("model_index.json", "pytorch_model.bin")
 _COMFYUI = ("checkpoints", "diffusion_models", "unet", "vae", "clip", "text_encoders", "loras")
 _A1111 = ("Stable-diffusion", "VAE", "Lora")
 
@@ -20,53 +24,71 @@ _A1111 = ("Stable-diffusion", "VAE", "Lora")
 def locate_model(name: str, folders: Sequence[Path], *, suffixes: Sequence[str] = SUFFIXES) -> Path:
     """The one file or model folder that a name means; the suffix may be missing.
 
-    An explicit path that exists wins; then ``folders``, in order: beside the recipe by relative path, in models folders
-    at any depth. Raises `ModelNameError` for a name that fits two, listing them, and for one that fits none, with the
-    nearest names found.
+    An explicit path that exists wins; then the first of ``folders``, the recipe's own, by relative path; then the other
+    folders, the models folders, together and at any depth. Where no spelling fits, the case of letters is ignored.
+    Raises `ModelNameError` for a name that fits two, listing them, and for one that fits none, with the nearest names.
     """
-    if not name or "\0" in name:
+    if not name or "\0" in name or not is_text(name):
         raise ModelNameError(f"{name!r} is no name of a model")
-    direct = Path(name).expanduser()
-    for candidate in (direct, *(folder / direct for folder in folders[:1])):
+    direct = Path(os.path.expanduser(name))
+    beside = folders[:1]
+    for candidate in (direct, *(folder / direct for folder in beside)):
         found = _exact(candidate, suffixes)
         if found:
             return _only(name, found)
-    seen: list[Path] = []
-    for folder in folders:
-        entries = list(_entries(folder, suffixes))
-        for fits in (_fits, _fits_folded):
-            found = [entry for entry in entries if fits(name, entry.relative_to(folder), suffixes)]
-            if found:
-                return _only(name, found)
-        seen += entries
-    raise ModelNameError(f"no model is named {name!r}", hint=_hint(name, seen, folders))
+    here = [(folder, entry) for folder in beside for entry in _children(folder, direct, suffixes)]
+    deep = [(folder, entry) for folder in folders[1:] for entry in _entries(folder, suffixes)]
+    for seen, fits in ((here, _fits_folded), (deep, _fits), (deep, _fits_folded)):
+        found = [entry for folder, entry in seen if fits(name, entry.relative_to(folder), suffixes)]
+        if found:
+            return _only(name, found)
+    raise ModelNameError(
+        f"no model is named {shown(name)}", hint=_hint(name, [entry for _, entry in (*here, *deep)], folders)
+    )
+
+
+def _children(folder: Path, direct: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Models in the one folder beside the recipe in which a relative path looks."""
+    parent = folder / direct.parent
+    if direct.is_absolute() or ".." in direct.parts:
+        return []
+    try:
+        return [child for child in sorted(parent.iterdir()) if _is_model(child, suffixes)]
+    except OSError:
+        return []
+
+
+def _is_model(path: Path, suffixes: Sequence[str]) -> bool:
+    if path.name.startswith("."):
+        return False
+    return os.path.isfile(path) if path.suffix.lower() in suffixes else _is_model_folder(path)
 
 
 def _exact(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    if path.is_file() or _is_model_folder(path):
+    if os.path.isfile(path) or _is_model_folder(path):
         return [path]
-    return (
-        [found for suffix in suffixes if (found := path.with_name(path.name + suffix)).is_file()] if path.name else []
-    )
+    if not path.name:
+        return []
+    return [found for suffix in suffixes if os.path.isfile(found := path.with_name(path.name + suffix))]
 
 
 def _is_model_folder(path: Path) -> bool:
-    if not path.is_dir():
+    try:
+        names = os.listdir(path) if os.path.isdir(path) else []
+    except OSError:
         return False
-    return (
-        any(path.glob("*.safetensors"))
-        or any(path.glob("*.index.json"))
-        or (path / "model_index.json").is_file()
-        or (path / "pytorch_model.bin").is_file()
-    )
+    return any(name.endswith((".safetensors", ".index.json")) or name in _MARKS for name in names)
 
 
 def _only(name: str, found: list[Path]) -> Path:
-    distinct = list(dict.fromkeys(path.resolve() for path in found))
+    distinct = {path.resolve(): path for path in reversed(found)}
     if len(distinct) > 1:
-        listed = "\n".join(f"  {path}" for path in found)
+        listed = [str(path) for path in reversed(distinct.values())]
+        more = [f"... and {len(listed) - _MOST_LISTED} more"] if len(listed) > _MOST_LISTED else []
+        lines = "\n".join(f"  {line}" for line in listed[:_MOST_LISTED] + more)
         raise ModelNameError(
-            f"{name!r} may be any of {len(found)} models:\n{listed}", hint="write more of the path, or the suffix"
+            f"{shown(name)} may be any of {len(distinct)} models:\n{lines}",
+            hint="write more of the path, or the suffix",
         )
     return found[0]
 
@@ -74,6 +96,8 @@ def _only(name: str, found: list[Path]) -> Path:
 def _fits(name: str, relative: PurePath, suffixes: Sequence[str]) -> bool:
     asked = PurePath(name).parts
     own = relative.parts
+    if not asked:
+        return False
     if own[-len(asked) :] == asked:
         return True
     return any(own[-1] == asked[-1] + suffix for suffix in suffixes) and own[-len(asked) : -1] == asked[:-1]
@@ -102,19 +126,17 @@ def _entries(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         for child in children:
             if child.name.startswith("."):
                 continue
-            if child.is_dir():
-                if _is_model_folder(child) and (
-                    (child / "config.json").exists() or (child / "model_index.json").exists()
-                ):
+            if os.path.isdir(child):
+                if _is_model_folder(child) and any((child / mark).exists() for mark in ("config.json", _MARKS[0])):
                     yield child
                 else:
                     pending.append(child)
-            elif child.suffix in suffixes:
+            elif child.suffix.lower() in suffixes and os.path.isfile(child):
                 yield child
 
 
 def _hint(name: str, seen: Sequence[Path], folders: Sequence[Path]) -> str:
-    stems = {path.stem: path for path in seen} | {path.name: path for path in seen}
+    stems = [path.stem for path in seen[:_MOST_COMPARED]] + [path.name for path in seen[:_MOST_COMPARED]]
     close = nearest(PurePath(name).name, stems)
     searched = ", ".join(str(folder) for folder in folders)
     if close:
@@ -157,7 +179,7 @@ def models_folders(
 def _configured(config: Path) -> Iterator[Path]:
     try:
         settings = tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"the configuration file {config} cannot be read: {error}") from error
     unknown = set(settings) - {"models_dirs", "comfyui", "a1111"}
     listed = settings.get("models_dirs", [])
@@ -171,8 +193,8 @@ def _configured(config: Path) -> Iterator[Path]:
         raise OptionError(
             f"the configuration file {config} may have models_dirs (a list), comfyui and a1111 (folders): {wrong}"
         )
-    yield from (Path(folder).expanduser() for folder in listed)
+    yield from (Path(os.path.expanduser(folder)) for folder in listed)
     for name, parts in (("comfyui", _COMFYUI), ("a1111", _A1111)):
         if name in settings:
-            root = Path(settings[name]).expanduser() / "models"
+            root = Path(os.path.expanduser(settings[name])) / "models"
             yield from (root / part for part in parts if (root / part).is_dir())

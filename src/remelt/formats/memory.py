@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 from remelt.formats.checkpoint import Checkpoint
+from remelt.formats.tensor_names import shown
 
 
 class MemoryCheckpoint(Checkpoint):
-    """Tensors given as C-contiguous buffers."""
+    """Tensors given as C-contiguous buffers: bytes, memory views, numpy arrays.
 
-    def __init__(self, tensors: Mapping[str, tuple[TensorInfo, memoryview]]) -> None:
+    Raises `FormatError` for a buffer that is not contiguous, or not of its tensor's size.
+    """
+
+    def __init__(self, tensors: Mapping[str, tuple[TensorInfo, Any]]) -> None:
         self.path = None
         self.format = "memory"
         self.metadata: Mapping[str, str] = {}
-        self._data = {key: data for key, (_, data) in tensors.items()}
         self.tensors = {key: info for key, (info, _) in tensors.items()}
-        for key, info in self.tensors.items():
-            if len(self._data[key]) != info.nbytes:
-                raise FormatError(
-                    f"{key} is {info}, which is {info.nbytes} bytes, but {len(self._data[key])} are given"
-                )
+        self._data = {key: _flat(key, info, buffer) for key, (info, buffer) in tensors.items()}
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Bytes of a tensor, as a view."""
@@ -39,3 +39,12 @@ class MemoryCheckpoint(Checkpoint):
 
     def close(self) -> None:
         """The buffers belong to the caller."""
+
+
+def _flat(key: str, info: TensorInfo, buffer: Any) -> memoryview:
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        raise FormatError(f"the buffer of {shown(key)} is not C-contiguous", hint="numpy.ascontiguousarray lays it out")
+    if view.nbytes != info.nbytes:
+        raise FormatError(f"{shown(key)} is {info}, which is {info.nbytes} bytes, but {view.nbytes} are given")
+    return view.cast("B") if view.nbytes else memoryview(b"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,19 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 from remelt.formats.archive import Member, read_members
 from remelt.formats.checkpoint import Checkpoint
-from remelt.formats.pickle_machine import Opaque, PickledTensor, unpickle
+from remelt.formats.pickle_globals import Opaque, PickledTensor
+from remelt.formats.pickle_machine import unpickle
+from remelt.formats.tensor_names import LONGEST_NAME, is_text, shown
 
 LARGEST_PICKLE = 256 * 2**20
 _NESTS = ("state_dict", "model_state_dict", "model", "module", "params", "params_ema", "ema", "net", "weights")
+_MOST_VALUES = 1_000_000
+_NAMED = 9
+"""What a value counts beyond one where a name is made for it."""
+_MOST_CHARACTERS = 2**26
+_DEEPEST = 64
+_LARGEST_REPEAT = 256 * 2**20
+"""Bytes of a tensor at most whose strides repeat a smaller storage."""
 _TORCHSCRIPT = "constants.pkl"
 
 
@@ -126,24 +135,54 @@ def _state_dict(root: Any, name: str) -> dict[str, PickledTensor]:
 
 
 def _flattened(root: dict[Any, Any], name: str) -> dict[str, PickledTensor]:
-    """Every tensor of nested mappings, names joined by dots; what is no tensor is left out."""
+    """Every tensor of nested mappings, names joined by dots; what is no tensor is left out.
+
+    A mapping in two places gives its tensors twice, so the walk is bounded: in depth, values and characters.
+    """
     found: dict[str, PickledTensor] = {}
-    seen = {id(root)}
-    pending: list[tuple[str, Any]] = [("", root)]
+    values = characters = 0
+    pending: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter(root.items()))]
     while pending:
-        prefix, mapping = pending.pop()
-        for key, value in mapping.items():
-            full = f"{prefix}{key}"
-            if isinstance(value, PickledTensor):
-                if full in found:
-                    raise FormatError(f"{name}: two tensors are named {full!r}")
-                found[full] = value
-            elif isinstance(value, dict) and id(value) not in seen:
-                seen.add(id(value))
-                pending.append((f"{full}.", value))
-            elif isinstance(value, Opaque) and "_rebuild_" in value.origin and "tensor" in value.origin:
-                raise FormatError(f"{name}: {full!r} is made by {value.origin}, which is not supported")
+        prefix, items = pending[-1]
+        entry = next(items, None)
+        if entry is None:
+            pending.pop()
+            continue
+        key, value = entry
+        values += 1
+        if values > _MOST_VALUES or characters > _MOST_CHARACTERS:
+            raise FormatError(
+                f"{name}: its mappings hold more than {_MOST_VALUES} values, counting shared ones each time"
+            )
+        if not isinstance(value, (PickledTensor, dict)) and not _is_foreign_tensor(value):
+            continue
+        full = _joined(prefix, key, name)
+        values += _NAMED
+        characters += len(full)
+        if isinstance(value, Opaque):
+            raise FormatError(f"{name}: {shown(full)} is made by {value.origin}, which is not supported")
+        if isinstance(value, PickledTensor):
+            if full in found:
+                raise FormatError(f"{name}: two tensors are named {shown(full)}")
+            found[full] = value
+        elif len(pending) > _DEEPEST:
+            raise FormatError(f"{name}: its mappings nest more than {_DEEPEST} deep")
+        else:
+            pending.append((f"{full}.", iter(value.items())))
     return found
+
+
+def _joined(prefix: str, key: Any, name: str) -> str:
+    full = f"{prefix}{key.decode('latin-1') if isinstance(key, bytes) else key}"
+    if len(full) > LONGEST_NAME:
+        raise FormatError(f"{name}: a tensor's name has {len(full)} characters, and at most {LONGEST_NAME} are allowed")
+    if not is_text(full):
+        raise FormatError(f"{name}: {shown(full)} is not Unicode text, so it can name no tensor")
+    return full
+
+
+def _is_foreign_tensor(value: Any) -> bool:
+    return isinstance(value, Opaque) and value.origin.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_"))
 
 
 def _place(tensor: PickledTensor, members: Mapping[str, Member], prefix: str, key: str, name: str) -> int:
@@ -151,18 +190,19 @@ def _place(tensor: PickledTensor, members: Mapping[str, Member], prefix: str, ke
     member = members.get(f"{prefix}data/{tensor.storage.key}")
     if member is None:
         raise FormatError(
-            f"{name}: the storage {tensor.storage.key!r} of {key!r} is missing", hint="the file is damaged"
+            f"{name}: the storage {shown(tensor.storage.key)} of {shown(key)} is missing", hint="the file is damaged"
         )
     width = tensor.dtype.itemsize
     stored = tensor.storage.numel * (tensor.storage.dtype.itemsize if tensor.storage.dtype is not None else 1)
     needed = (tensor.offset + _span(tensor)) * width
     if stored > member.size or needed > stored:
         raise FormatError(
-            f"{name}: {key!r} needs {max(needed, stored)} bytes of its storage, which has {member.size}",
+            f"{name}: {shown(key)} needs {max(needed, stored)} bytes of its storage, which has {member.size}",
             hint="the file is damaged: download it again",
         )
-    if math.prod(tensor.shape) * width > 2**63 - 1:
-        raise FormatError(f"{name}: {key!r} of shape {list(tensor.shape)} is larger than any file")
+    size = math.prod(tensor.shape) * width
+    if size > stored and size > _LARGEST_REPEAT:
+        raise FormatError(f"{name}: {shown(key)} repeats the {stored} bytes of its storage into {size}")
     return member.offset + tensor.offset * width
 
 

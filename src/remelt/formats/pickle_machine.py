@@ -7,81 +7,15 @@ gives an inert `Opaque`, so that old training checkpoints, full of classes that 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from remelt.core.dtype import DType
 from remelt.errors import FormatError
+from remelt.formats.pickle_globals import Unsupported, call, global_named, pairs_of, storage_of
 
-STORAGES: dict[str, DType] = {
-    "DoubleStorage": DType.F64,
-    "FloatStorage": DType.F32,
-    "HalfStorage": DType.F16,
-    "BFloat16Storage": DType.BF16,
-    "LongStorage": DType.I64,
-    "IntStorage": DType.I32,
-    "ShortStorage": DType.I16,
-    "CharStorage": DType.I8,
-    "ByteStorage": DType.U8,
-    "BoolStorage": DType.BOOL,
-}
-_TORCH_TYPES = {
-    "float64",
-    "float32",
-    "float16",
-    "bfloat16",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint64",
-    "uint32",
-    "uint16",
-    "uint8",
-    "bool",
-}
-_PLAIN_KEYS = (str, int, float, bytes, type(None))
-
-
-@dataclass(frozen=True)
-class Global:
-    """A name that the pickle would import; here it is never imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(eq=False)
-class Opaque:
-    """Something that only code could make: inert, known by the name of what would have made it."""
-
-    origin: str
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A member of the archive with an element type (None: bytes) and a number of elements."""
-
-    key: str
-    dtype: DType | None
-    numel: int
-
-
-@dataclass(frozen=True)
-class PickledTensor:
-    """A view of a storage: offset and strides in elements."""
-
-    storage: Storage
-    dtype: DType
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+MOST_OPERATIONS = 10_000_000
+_LARGEST_MEMO = 2**32
 
 
 @dataclass
@@ -93,25 +27,38 @@ class _State:
 
 def unpickle(data: bytes, name: str) -> Any:
     """What a pickle describes; `FormatError` for one that is malformed or uses what no checkpoint needs."""
-    machine = _Machine(name)
+    machine = _Machine(name, budget=len(data))
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if opcode.name == "STOP":
                 return machine.state.stack[-1]
+            if count >= MOST_OPERATIONS:
+                raise FormatError(f"{name}: its pickle has more than {MOST_OPERATIONS} operations")
             machine.step(opcode.name, argument)
-    except FormatError:
-        raise
-    except (IndexError, KeyError, TypeError, ValueError, OverflowError, AttributeError, UnicodeDecodeError) as error:
-        raise FormatError(f"{name}: its pickle is malformed: {type(error).__name__}: {str(error)[:200]}") from None
+    except Unsupported as error:
+        raise FormatError(f"{name}: its pickle has {error}, which is not supported") from None
+    except IndexError:
+        raise FormatError(f"{name}: its pickle is malformed: an operation finds too little") from None
+    except KeyError:
+        raise FormatError(f"{name}: its pickle is malformed: it recalls what it never stored") from None
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise FormatError(f"{name}: its pickle is malformed: {str(error)[:200]}") from None
     raise FormatError(f"{name}: its pickle has no end")
 
 
 class _Machine:
     """One opcode at a time, on a stack of plain data."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, budget: int) -> None:
         self.name = name
         self.state = _State()
+        self.budget = budget
+
+    def charge(self, elements: int) -> None:
+        """Count copied elements: what a pickle pushes once, it has no reason to copy more than once."""
+        self.budget -= elements
+        if self.budget < 0:
+            raise FormatError(f"{self.name}: its pickle copies its containers over and over")
 
     def step(self, opcode: str, argument: Any) -> None:
         state = self.state
@@ -167,7 +114,7 @@ class _Machine:
     def update_dict(self, flat: list[Any]) -> None:
         target = self.state.stack[-1]
         if isinstance(target, dict):
-            target.update(_pairs(flat))
+            target.update(pairs_of(flat))
 
     def make_list(self, _: Any) -> None:
         items = self.pop_mark()
@@ -178,7 +125,7 @@ class _Machine:
         self.state.stack.append(items)
 
     def make_dict(self, _: Any) -> None:
-        found = dict(_pairs(self.pop_mark()))
+        found = dict(pairs_of(self.pop_mark()))
         self.state.stack.append(found)
 
     def tuple_of(self, count: int) -> None:
@@ -188,6 +135,8 @@ class _Machine:
         stack[-count:] = [tuple(stack[-count:])]
 
     def put(self, index: Any) -> None:
+        if not 0 <= int(index) < _LARGEST_MEMO:
+            raise ValueError("it stores something under an impossible number")
         self.state.memo[int(index)] = self.state.stack[-1]
 
     def memoize(self, _: Any) -> None:
@@ -198,18 +147,18 @@ class _Machine:
 
     def named_global(self, argument: Any) -> None:
         module, _, name = str(argument).partition(" ")
-        self.state.stack.append(Global(module, name))
+        self.state.stack.append(global_named(module, name))
 
     def stack_global(self, _: Any) -> None:
         name, module = self.state.stack.pop(), self.state.stack.pop()
-        self.state.stack.append(Global(str(module), str(name)))
+        self.state.stack.append(global_named(module, name))
 
     def extension(self, code: Any) -> None:
-        self.state.stack.append(Global("copyreg", f"extension {code}"))
+        self.state.stack.append(global_named("copyreg", f"extension {code}"))
 
     def reduce(self, _: Any) -> None:
         args, function = self.state.stack.pop(), self.state.stack.pop()
-        self.state.stack.append(call(function, args if isinstance(args, tuple) else ()))
+        self.state.stack.append(call(function, args, self.charge))
 
     def new_object_with_keywords(self, _: Any) -> None:
         self.state.stack.pop()
@@ -218,102 +167,19 @@ class _Machine:
     def instance(self, argument: Any) -> None:
         args = tuple(self.pop_mark())
         module, _, name = str(argument).partition(" ")
-        self.state.stack.append(call(Global(module, name), args))
+        self.state.stack.append(call(global_named(module, name), args, self.charge))
 
     def object(self, _: Any) -> None:
         function, *args = self.pop_mark()
-        self.state.stack.append(call(function, tuple(args)))
+        self.state.stack.append(call(function, tuple(args), self.charge))
 
     def build(self, _: Any) -> None:
         self.state.stack.pop()  # the state of an object that was never made
 
     def persistent(self, _: Any) -> None:
-        self.state.stack.append(self.storage(self.state.stack.pop()))
-
-    def storage(self, identity: Any) -> Storage:
-        if not (isinstance(identity, tuple) and len(identity) >= 5 and identity[0] == "storage"):
-            raise FormatError(f"{self.name}: its pickle refers to something that is no storage")
-        kind, key, numel = identity[1], identity[2], identity[4]
-        if not isinstance(kind, Global) or not isinstance(key, str) or type(numel) is not int or numel < 0:
-            raise FormatError(f"{self.name}: its pickle describes a storage that cannot be")
-        if kind.name == "UntypedStorage":
-            return Storage(key, None, numel)
-        if kind.name not in STORAGES:
-            raise FormatError(f"{self.name}: tensors of type {kind} are not supported")
-        return Storage(key, STORAGES[kind.name], numel)
+        self.state.stack.append(storage_of(self.state.stack.pop()))
 
 
-def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Keys with values; keys that are no plain data are left out, as hashing them could recurse."""
-    if len(flat) % 2:
-        raise ValueError("a mapping with a key and no value")
-    for key, value in zip(flat[::2], flat[1::2], strict=True):
-        if isinstance(key, _PLAIN_KEYS):
-            yield key, value
-
-
-def call(function: Any, args: tuple[Any, ...]) -> Any:
-    """What a known global makes of its arguments; anything else is opaque."""
-    if not isinstance(function, Global):
-        return Opaque(type(function).__name__)
-    maker = _MAKERS.get((function.module, function.name))
-    return Opaque(str(function)) if maker is None else maker(args)
-
-
-def _tensor(args: tuple[Any, ...]) -> PickledTensor:
-    storage, offset, shape, strides = args[:4]
-    if not isinstance(storage, Storage) or storage.dtype is None:
-        raise ValueError("a tensor without a typed storage")
-    return _view(storage, storage.dtype, offset, shape, strides)
-
-
-def _tensor_with_type(args: tuple[Any, ...]) -> PickledTensor:
-    storage, offset, shape, strides, dtype = *args[:4], args[6]
-    if not isinstance(storage, Storage) or not isinstance(dtype, Global) or dtype.name not in _TORCH_TYPES:
-        raise ValueError(f"a tensor of type {dtype}")
-    return _view(storage, DType.parse(dtype.name), offset, shape, strides)
-
-
-def _view(storage: Storage, dtype: DType, offset: Any, shape: Any, strides: Any) -> PickledTensor:
-    numbers = (offset, *shape, *strides)
-    if len(shape) != len(strides) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError("a tensor of impossible shape or strides")
-    return PickledTensor(storage, dtype, offset, tuple(shape), tuple(strides))
-
-
-def _first(args: tuple[Any, ...]) -> Any:
-    return args[0] if args else Opaque("nothing")
-
-
-def _typed(args: tuple[Any, ...]) -> Any:
-    return call(args[0], args[2] if isinstance(args[2], tuple) else ())
-
-
-def _mapping(args: tuple[Any, ...]) -> dict[Any, Any]:
-    pairs = args[0] if args and isinstance(args[0], (list, tuple)) else ()
-    if args and isinstance(args[0], dict):
-        return dict(args[0])
-    return dict(_pairs([item for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2 for item in pair]))
-
-
-def _sequence(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(args[0]) if args and isinstance(args[0], (list, tuple)) else ()
-
-
-_MAKERS: dict[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor_with_type,
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch._utils", "_rebuild_parameter_with_state"): _first,
-    ("torch._tensor", "_rebuild_from_type_v2"): _typed,
-    ("collections", "OrderedDict"): _mapping,
-    ("collections", "defaultdict"): lambda args: {},
-    ("builtins", "dict"): _mapping,
-    ("builtins", "list"): lambda args: list(_sequence(args)),
-    ("builtins", "tuple"): _sequence,
-    ("torch", "Size"): _sequence,
-}
 _PUSHES_ARGUMENT = {
     "INT",
     "BININT",

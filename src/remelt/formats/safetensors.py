@@ -18,10 +18,13 @@ from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 from remelt.formats.checkpoint import Checkpoint
+from remelt.formats.tensor_names import is_text, shown
 
 HEADER_CAP = 100_000_000
 """Bytes of a header at most: the safetensors library's own limit."""
 DEPTH_CAP = 16
+MOST_AXES = 64
+"""Axes of a tensor at most: what numpy and torch compute with."""
 _LARGEST = 2**63 - 1
 _DTYPES = {dtype.name: dtype for dtype in DType}
 
@@ -107,11 +110,13 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
     refuse_deep_json(text, name)
     try:
         parsed = json.loads(text, object_pairs_hook=without_duplicates)
-    except _Duplicate as error:
-        raise FormatError(f"{name}: its header has {error.args[0]!r} twice") from None
+    except Duplicate as error:
+        raise FormatError(f"{name}: its header has {shown(error.args[0])} twice") from None
     except ValueError as error:
         raise FormatError(f"{name}: its header is not JSON: {error}") from None
-    metadata = _metadata(parsed.pop("__metadata__", None), name)
+    if "\\u" in text:
+        _refuse_half_characters(parsed, name)
+    metadata = _metadata(parsed, name)
     begin = 8 + len(data)
     entries = sorted(((_entry(key, entry, name), key) for key, entry in parsed.items()), key=lambda pair: pair[0][1:])
     expected = 0
@@ -119,7 +124,7 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
     for (info, start, end), key in entries:
         if start != expected:
             kind = "overlaps the tensor before it" if start < expected else "leaves a gap after the tensor before it"
-            raise FormatError(f"{name}: tensor {key!r} {kind}: it starts at {start}, and {expected} is due")
+            raise FormatError(f"{name}: tensor {shown(key)} {kind}: it starts at {start}, and {expected} is due")
         tensors[key], offsets[key], expected = info, begin + start, end
     if begin + expected != file_size:
         short = begin + expected - file_size
@@ -128,8 +133,8 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
     return Header(tensors, offsets, metadata)
 
 
-class _Duplicate(ValueError):
-    pass
+class Duplicate(ValueError):
+    """A JSON object names something twice."""
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -139,12 +144,13 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Duplicate(key)
+                raise Duplicate(key)
             seen.add(key)
     return found
 
 
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A text is one match, closed or not, and nothing in it is tried twice: time and memory stay linear.
+_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def refuse_deep_json(text: str, name: str) -> None:
@@ -160,7 +166,17 @@ def refuse_deep_json(text: str, name: str) -> None:
             depth -= 1
 
 
-def _metadata(found: object, name: str) -> dict[str, str]:
+def _refuse_half_characters(parsed: dict[str, Any], name: str) -> None:
+    """Refuse names and metadata with half a surrogate pair, which JSON can escape but no text can hold."""
+    metadata = parsed.get("__metadata__")
+    values = metadata.items() if isinstance(metadata, dict) else ()
+    for text in (*parsed, *(part for pair in values for part in pair)):
+        if isinstance(text, str) and not is_text(text):
+            raise FormatError(f"{name}: its header has {shown(text)}, which is not Unicode text")
+
+
+def _metadata(parsed: dict[str, Any], name: str) -> dict[str, str]:
+    found = parsed.pop("__metadata__", None)
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
@@ -170,19 +186,21 @@ def _metadata(found: object, name: str) -> dict[str, str]:
 
 def _entry(key: str, entry: object, name: str) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"{name}: tensor {key!r} needs exactly dtype, shape and data_offsets")
+        raise FormatError(f"{name}: tensor {shown(key)} needs exactly dtype, shape and data_offsets")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise FormatError(f"{name}: tensor {key!r} is of type {entry['dtype']!r}, which is not supported")
+        raise FormatError(f"{name}: tensor {shown(key)} is of type {shown(entry['dtype'])}, which is not supported")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise FormatError(f"{name}: tensor {key!r} needs whole numbers for its shape and two for its offsets")
+        raise FormatError(f"{name}: tensor {shown(key)} needs whole numbers for its shape and two for its offsets")
+    if len(shape) > MOST_AXES:
+        raise FormatError(f"{name}: tensor {shown(key)} has {len(shape)} axes, and at most {MOST_AXES} are allowed")
     info = TensorInfo(dtype, tuple(shape))
     if info.nbytes > _LARGEST:
-        raise FormatError(f"{name}: tensor {key!r} of shape {shape} is larger than any file")
+        raise FormatError(f"{name}: tensor {shown(key)} of shape {shown(shape)} is larger than any file")
     if offsets[1] - offsets[0] != info.nbytes:
         raise FormatError(
-            f"{name}: tensor {key!r} needs {info.nbytes} bytes by its type and shape, but its offsets give "
+            f"{name}: tensor {shown(key)} needs {info.nbytes} bytes by its type and shape, but its offsets give "
             f"{offsets[1] - offsets[0]}"
         )
     return info, offsets[0], offsets[1]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from remelt.core.nearest import nearest_hint
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
-from remelt.formats.safetensors import refuse_deep_json, without_duplicates
+from remelt.formats.safetensors import Duplicate, refuse_deep_json, without_duplicates
+from remelt.formats.tensor_names import shown, stays_inside
 
-_INDEX = ".index.json"
+_INDEX = re.compile(r"\.index(?:\.(\w+))?\.json$")
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "consolidated")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _LARGEST_INDEX = 100_000_000
 _VARIANTS = ("fp16", "bf16", "fp32", "non_ema", "fp8", "onnx", "flax")
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state\w*)\.(bin|pt|pth)")
 
 
 class FolderCheckpoint(Checkpoint):
@@ -33,7 +37,7 @@ class FolderCheckpoint(Checkpoint):
                 name = prefix + key
                 if name in tensors:
                     raise FormatError(
-                        f"{path.name}: tensor {name!r} is in two files: {self._name(name)} and {checkpoint.path}"
+                        f"{path.name}: tensor {shown(name)} is in two files: {self._name(name)} and {checkpoint.path}"
                     )
                 tensors[name] = checkpoint.tensors[key]
                 self._home[name] = (number, key)
@@ -66,81 +70,105 @@ class FolderCheckpoint(Checkpoint):
 def open_folder(path: Path) -> FolderCheckpoint:
     """Open a model folder by its index, its one weight file, or its components' subfolders.
 
+    A ``model_index.json`` says that the components are meant, whatever else is in the folder.
+
     Raises `FormatError` where the index and the files disagree, names leave the folder, or several could be meant.
     """
     parts: list[tuple[str, Checkpoint, list[str]]] = []
     try:
-        own = _weights_of(path)
-        if own is not None:
+        if (path / "model_index.json").is_file():
+            _add_components(parts, path)
+        if not parts and (own := _weights_of(path)) is not None:
             _add(parts, "", path, own)
-        else:
-            for child in sorted(path.iterdir()):
-                found = _weights_of(child) if child.is_dir() and not child.name.startswith(".") else None
-                if found is not None:
-                    _add(parts, f"{child.name}/", child, found)
+        if not parts:
+            _add_components(parts, path)
         if not parts:
             raise FormatError(
-                f"{path.name} holds no model: it has no {_STEMS[0]}.safetensors, no *{_INDEX}, and no such subfolder"
+                f"{path.name} holds no model: it has no {_STEMS[0]}.safetensors, no *.index.json, and no such subfolder"
             )
         return FolderCheckpoint(path, parts)
     except BaseException as error:
         for _, part, _ in parts:
             part.close()
         if isinstance(error, OSError):
-            raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+            raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
         raise
 
 
+def _add_components(parts: list[tuple[str, Checkpoint, list[str]]], path: Path) -> None:
+    for child in sorted(path.iterdir()):
+        found = _weights_of(child) if child.is_dir() and not child.name.startswith(".") else None
+        if found is not None:
+            _add(parts, f"{child.name}/", child, found)
+
+
 def _add(parts: list[tuple[str, Checkpoint, list[str]]], prefix: str, folder: Path, found: Path) -> None:
-    if not found.name.endswith(_INDEX):
+    if not _is_index(found):
         checkpoint = open_checkpoint(found)
         parts.append((prefix, checkpoint, list(checkpoint.tensors)))
         return
     for name, keys in _read_index(found).items():
         shard = folder / name
-        if not shard.is_file():
+        if not os.path.isfile(shard):
             raise FormatError(
-                f"{found.name} names the shard {name!r}, which is not there", hint="download the missing shard"
+                f"{found.name} names the shard {shown(name)}, which is not there", hint="download the missing shard"
             )
         checkpoint = open_checkpoint(shard)
         parts.append((prefix, checkpoint, list(checkpoint.tensors)))
         absent = [key for key in keys if key not in checkpoint.tensors]
         if absent:
             hint = nearest_hint(absent[0], checkpoint.tensors)
-            raise FormatError(f"{found.name} says that {absent[0]!r} is in {name}, but it is not", hint=hint)
+            raise FormatError(f"{found.name} says that {shown(absent[0])} is in {name}, but it is not", hint=hint)
         extra = [key for key in checkpoint.tensors if key not in keys]
         if extra:
-            raise FormatError(f"{name} has {extra[0]!r}, which {found.name} does not list")
+            raise FormatError(f"{name} has {shown(extra[0])}, which {found.name} does not list")
 
 
 def _weights_of(folder: Path) -> Path | None:
-    """The index or the one weight file of a folder; None where it has none."""
+    """The index or the one weight file of a folder; None where it has none.
+
+    Full precision goes before its variants, the usual names before others, safetensors before pickles, an index before
+    a single file. Raises `FormatError` where that leaves several.
+    """
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    indexes = [file for file in files if file.name.endswith(_INDEX)]
-    weights = [file for file in files if file.suffix in _WEIGHTS and not file.name.endswith(".partial")]
-    for candidates in (indexes, weights):
-        plain = [file for file in candidates if not _is_variant(file)] or candidates
-        known = [file for file in plain if file.name.split(".")[0] in _STEMS]
-        if known:
-            return min(known, key=_preference)
-        if len(plain) == 1:
-            return plain[0]
-        if candidates is weights and len(plain) > 1:
-            listed = ", ".join(file.name for file in plain[:8])
-            raise FormatError(
-                f"{folder.name} has {len(plain)} weight files and no index: {listed}", hint="name one of the files"
-            )
-    return None
+    files = [file for file in files if _is_index(file) or file.suffix in _WEIGHTS]
+    files = [file for file in files if not _NO_WEIGHTS.fullmatch(file.name)]
+    plain = [file for file in files if not _variants(file)] or files
+    known = [file for file in plain if _stem(file) in _STEMS]
+    best = min(map(_preference, known), default=None)
+    found = [file for file in known if _preference(file) == best]
+    found = found or [file for file in plain if _is_index(file)] or plain
+    if len(found) > 1:
+        listed = ", ".join(file.name for file in found[:8]) + (", ..." if len(found) > 8 else "")
+        kind = "index files" if _is_index(found[0]) else "weight files and no index"
+        raise FormatError(f"{folder.name} has {len(found)} {kind}: {listed}", hint="name one of the files")
+    return found[0] if found else None
 
 
-def _preference(file: Path) -> tuple[bool, int]:
-    """Safetensors before pickles, then by the order of the usual names."""
-    return ".safetensors" not in file.name, _STEMS.index(file.name.split(".")[0])
+def _is_index(file: Path) -> bool:
+    return _INDEX.search(file.name) is not None
 
 
-def _is_variant(file: Path) -> bool:
-    parts = file.name.split(".")
-    return len(parts) > 2 and any(part in _VARIANTS for part in parts[1:-1])
+def _core(file: Path) -> str:
+    """A file's name without its suffixes."""
+    name = _INDEX.sub("", file.name)
+    return next((name.removesuffix(suffix) for suffix in _WEIGHTS if name.endswith(suffix)), name)
+
+
+def _stem(file: Path) -> str:
+    return ".".join(part for part in _core(file).split(".") if part not in _VARIANTS)
+
+
+def _variants(file: Path) -> list[str]:
+    """The variants that a file's name states: ``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``."""
+    index = _INDEX.search(file.name)
+    named = [index[1]] if index is not None and index[1] else []
+    return named + [part for part in re.split(r"[.-]", _core(file))[1:] if part in _VARIANTS]
+
+
+def _preference(file: Path) -> tuple[bool, int, bool]:
+    """Safetensors before pickles, then by the order of the usual names, then an index before a single file."""
+    return ".safetensors" not in file.name, _STEMS.index(_stem(file)), not _is_index(file)
 
 
 def _read_index(index: Path) -> dict[str, dict[str, None]]:
@@ -151,25 +179,21 @@ def _read_index(index: Path) -> dict[str, dict[str, None]]:
         text = index.read_bytes().decode("utf-8")
         refuse_deep_json(text, index.name)
         parsed = json.loads(text, object_pairs_hook=without_duplicates)
-    except (ValueError, RecursionError) as error:
+    except Duplicate as error:
+        raise FormatError(f"{index.name} names {shown(error.args[0])} twice") from None
+    except ValueError as error:
         raise FormatError(f"{index.name} is not JSON text: {error}") from None
     weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{index.name} needs a weight_map of tensor names to shard names")
     shards: dict[str, dict[str, None]] = {}
     for key, name in weight_map.items():
-        if not isinstance(name, str) or not _stays_inside(name):
+        if not isinstance(name, str) or not stays_inside(name):
             raise FormatError(
-                f"{index.name} says that {key!r} is in {name!r}: a shard is a file name in the same folder"
+                f"{index.name} says that {shown(key)} is in {shown(name)}: a shard is a file name in the same folder"
             )
         shards.setdefault(name, {})[key] = None
     return dict(sorted(shards.items()))
-
-
-def _stays_inside(name: str) -> bool:
-    windows, posix = PureWindowsPath(name), PurePosixPath(name)
-    plain = not windows.drive and not windows.root and not posix.is_absolute()
-    return bool(name) and plain and ".." not in windows.parts and ".." not in posix.parts and "\0" not in name
 
 
 def _shared_metadata(parts: list[Checkpoint]) -> dict[str, str]:

@@ -218,7 +218,13 @@ class Method(Generic[P, R]):
 
 
 def _named(module: str, name: str) -> object:
-    return getattr(importlib.import_module(module), name)
+    """The method of that name in a module: the function may have another name."""
+    for value in vars(importlib.import_module(module)).values():
+        if isinstance(value, Method) and value.name == name:
+            return value
+    raise RecipeError(
+        f"module {module} holds no merge method {name!r}", hint="keep a method under a name of its module"
+    )
 
 
 def _node(value: Any) -> Node:
@@ -304,3 +310,20 @@ def _validate(method: Method[..., Any]) -> None:
             raise RecipeError(f"{refuse}the shortcut at {shortcut.parameter}={shortcut.value} names no argument")
     if declaration.casts is not None and declaration.casts not in names:
         raise RecipeError(f"{refuse}casts names no argument: {declaration.casts!r}")
+    for parameter in method.parameters:
+        _validate_parameter(method, parameter)
+
+
+def _validate_parameter(method: Method[..., Any], parameter: MethodParameter) -> None:
+    """What the engine gives by keyword must be taken by keyword."""
+    refuse = f"method {method.name}: "
+    if method.declaration.cut == "model" and (
+        parameter.kind == "mask" or parameter.keyword_only == parameter.is_tensor
+    ):
+        raise RecipeError(
+            f"{refuse}with cut 'model', tensors are positional and numbers go by keyword: not so {parameter.name!r}",
+            hint="def f(a: Tensors, b: Tensors, *, strength: Number = 0.5)",
+        )
+    seed = "random" in method.given and parameter.name == "seed"
+    if seed and (parameter.kind != "integer" or not parameter.keyword_only):
+        raise RecipeError(f"{refuse}the seed of random numbers goes by keyword", hint="*, seed: Integer = 0")

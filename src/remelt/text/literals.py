@@ -9,7 +9,7 @@ import unicodedata
 from remelt.errors import RecipeError
 from remelt.recipe.blocks import DEPTH, KEYS, PRESET, BlockWeights, Rule, Search, render_weight
 from remelt.recipe.node import Literal
-from remelt.text.source import DEEPEST_BRACKETS, LONGEST_TEXT, MOST_DIGITS
+from remelt.text.source import DEEPEST_BRACKETS, LONGEST_NAME, LONGEST_TEXT, MOST_DIGITS
 
 _DEEPEST_LIST = DEEPEST_BRACKETS // 2
 
@@ -61,7 +61,8 @@ def is_word(name: str) -> bool:
     (True, False, False)
     """
     return (
-        name.isidentifier()
+        len(name) <= LONGEST_NAME
+        and name.isidentifier()
         and not keyword.iskeyword(name)
         and (name.isascii() or unicodedata.normalize("NFKC", name) == name)
     )
@@ -83,6 +84,8 @@ def _block_weights(value: BlockWeights) -> str:
 
 def _rule(rule: Rule) -> str:
     if rule.kind == PRESET:
+        if any(isinstance(weight, Search) for weight in rule.listed):
+            raise RecipeError("a preset string holds numbers, not searches", hint="write blocks by name")
         return f"blocks({quoted(','.join([_weight(weight) for weight in rule.listed]))})"
     if rule.kind == DEPTH:
         stack = "" if rule.stack is None else f", stack={quoted(rule.stack)}"

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 
 from remelt.recipe.node import Model, Node, Parameter, Value
+from remelt.text.literals import is_word
 
 _LONGEST = 40
-_SUFFIXES = re.compile(r"\.(?:safetensors|ckpt|pth?|bin|index\.json)$", re.IGNORECASE)
+_SUFFIXES = re.compile(r"(?:\.(?:safetensors|ckpt|pth?|bin))?(?:\.index\.json)?$", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\\/]")
 
 
@@ -39,6 +40,13 @@ class Names:
         words = [part for part in parts[::-1] if part] or ["model"]
         word = next((word for word in words[:2] if word not in self.taken), words[0])
         return word if word[0] not in "0123456789" else f"model_{word}"
+
+    def given(self, wanted: str) -> str:
+        """The name that a person gave, as it is where it can be."""
+        if wanted in self.taken or not is_word(wanted):
+            return self.unique(wanted)
+        self.taken.add(wanted)
+        return wanted
 
     def unique(self, wanted: str) -> str:
         """The wanted name, made a word if it is none, with a number if it is taken."""

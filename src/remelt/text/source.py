@@ -11,11 +11,12 @@ MOST_STATEMENTS = 1_000_000
 LONGEST_STATEMENT = 2**20
 LONGEST_TEXT = 2**16
 LONGEST_NUMBER = 400
+LONGEST_NAME = 400
 MOST_DIGITS = 64
 DEEPEST_BRACKETS = 64
 MOST_OPERATORS = 64
 
-_NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 _PIECE = 4096
 
@@ -32,15 +33,17 @@ class SourceText:
             raise RecipeSyntaxError(f"{name}: a recipe has at most {MOST_CHARACTERS} characters, but got {len(text)}")
         self.lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
         self._columns: dict[int, tuple[bytes, list[int]]] = {}
-        if _NOT_TEXT.search(text.replace("\r", "\n")):
+        if NOT_TEXT.search(text.replace("\r", "\n")):
             for number, line in enumerate(self.lines, start=1):
-                if found := _NOT_TEXT.search(line):
+                if found := NOT_TEXT.search(line):
+                    self.lines[number - 1] = NOT_TEXT.sub("\ufffd", line)
                     code, place = ord(found[0]), found.start() + 1
+                    escape = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
                     raise self.refuse(
                         f"a recipe is text, but this character is U+{code:04X}",
                         number,
                         place,
-                        hint="within quotes, write it as an escape, such as \\x1b" if code else "is this a recipe?",
+                        hint=f"within quotes, write it as the escape {escape}" if code else "is this a recipe?",
                     )
 
     def span(self, line: int, column: int, width: int = 1) -> Span:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from remelt.errors import RecipeSyntaxError
 from remelt.text.source import (
     DEEPEST_BRACKETS,
+    LONGEST_NAME,
     LONGEST_NUMBER,
     LONGEST_STATEMENT,
     LONGEST_TEXT,
@@ -153,6 +154,8 @@ class Scanner:
 
     def name(self, token: Token, following: str) -> None:
         word = token.text
+        if len(word) > LONGEST_NAME:
+            raise self.refuse(f"a name has at most {LONGEST_NAME} characters", token)
         if following and following in "\"'" and word.lower() != "r":
             what = {"f": "a formatted text", "b": "a text of bytes"}.get(word.lower(), f"{word!r} before a text")
             raise self.refuse(f"{what} is not part of a recipe", token, 'a text is "...", or r"..." for backslashes')

@@ -12,7 +12,7 @@ from remelt.text.constructors import CONSTRUCTORS
 from remelt.text.document import Document
 from remelt.text.literals import check_depth, is_word, quoted, write_literal
 from remelt.text.names import Names
-from remelt.text.source import LONGEST_STATEMENT, MOST_CHARACTERS, MOST_OPERATORS, MOST_STATEMENTS
+from remelt.text.source import LONGEST_STATEMENT, MOST_CHARACTERS, MOST_OPERATORS, MOST_STATEMENTS, NOT_TEXT
 
 WIDEST = 100
 INLINE = 44
@@ -42,12 +42,14 @@ def write_recipe(
     c = model("c")
     a + 0.5 * (b - c)
     """
-    return _Writer(root, names or {}, comments or {}).write()
+    return _Writer(topological(root), names or {}, comments or {}).write()
 
 
 def write_document(document: Document) -> str:
-    """A recipe as a person wrote it, in the canonical layout, with its names of steps and its comments."""
-    writer = _Writer(document.result, document.names, document.comments)
+    """A recipe as a person wrote it, in the canonical layout: its steps in their order, their names, the comments."""
+    needed = {id(node) for node in topological(document.result)}
+    named = [step.node for step in document.steps if step.node is not None and id(step.node) in needed]
+    writer = _Writer(topological(*named, document.result), document.names, document.comments)
     return writer.write(document.heading, document.closing, document.trailing)
 
 
@@ -68,15 +70,18 @@ class _Text:
 
 
 class _Writer:
-    """Writes each different step once: nodes that say the same are one, wherever they stand in the graph."""
+    """Writes each different step once: nodes that say the same are one, wherever they stand in the graph.
 
-    def __init__(self, root: Node, names: Mapping[int, str], comments: Mapping[int, Sequence[str]]) -> None:
-        self.order = topological(root)
+    ``order`` holds every node after those that it needs, the result last.
+    """
+
+    def __init__(self, order: list[Node], names: Mapping[int, str], comments: Mapping[int, Sequence[str]]) -> None:
+        self.order = order
         for node in self.order:
             if isinstance(node, Value) and isinstance(node.value, tuple):
                 check_depth(node.value)
         self.digest_of = digests(self.order)
-        self.root = self.digest_of[id(root)]
+        self.root = self.digest_of[id(order[-1])]
         self.given: dict[Digest, str] = {}
         self.comments: dict[Digest, list[str]] = {}
         self.value_names: dict[int, Digest] = {}
@@ -99,7 +104,7 @@ class _Writer:
                 if isinstance(node, Value):
                     digest = self.digest_of[id(node)] = digest + b"%d" % len(self.given)
                 if digest not in self.given:
-                    self.given[digest] = given.unique(name)
+                    self.given[digest] = given.given(name)
             if lines := comments.get(id(node)):
                 self.comments.setdefault(digest, []).extend(lines)
             if digest in counted:
@@ -145,8 +150,8 @@ class _Writer:
         return _Text(name, _ATOM, 0)
 
     def comment(self, line: str) -> None:
-        written = " ".join(line.splitlines())
-        self.add(written if written.startswith("#") else f"# {written}", statement=False)
+        written = NOT_TEXT.sub(" ", " ".join(line.splitlines())).strip(" \t")
+        self.add(written if written.startswith("#") else f"# {written}".rstrip(), statement=False)
 
     def add(self, text: str, *, statement: bool = True) -> None:
         self.characters += len(text) + 1
