@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import remelt as rm
+from remelt.api.hashing import hash_model
 
 Shapes = dict[str, tuple[int, ...]]
 SHAPES: Shapes = {
@@ -135,9 +136,20 @@ def test_a_lock_is_verified(folder: Path) -> None:
     rm.merge(rm.model("a", sha256=digest), output="locked.safetensors")
     with safe_open("locked.safetensors", framework="pt") as file:
         assert digest in file.metadata()["remelt_recipe"]
-    with pytest.raises(rm.RecipeError, match="is locked to content") as caught:
-        rm.merge(rm.model("b", sha256=digest))
+    with pytest.raises(rm.RecipeError, match=r"b is locked to content 0{16}\.\.\., but .*b.safetensors has") as caught:
+        rm.merge(rm.model("b", sha256="0" * 64))
     assert "use the file that the recipe was made with" in str(caught.value)
+
+
+def test_a_locked_model_is_found_by_its_content_whatever_its_name(folder: Path, tmp_path: Path) -> None:
+    digest = hash_model("a").sha256
+    wanted = load_file("a.safetensors")
+    models = tmp_path / "models"
+    models.mkdir()
+    (folder / "a.safetensors").rename(models / "renamed.safetensors")
+    for name in ("a", "b"):  # a name that is gone, and one that another file has by now
+        merged = rm.merge(rm.model(name, sha256=digest), models_dirs=[models])
+        assert all(merged[key].equal(wanted[key]) for key in wanted)
 
 
 def test_all_problems_are_told_at_once_before_anything_is_written(

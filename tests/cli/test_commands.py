@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,12 +262,8 @@ def test_help_never_loads_torch_and_comes_at_once() -> None:
         code += "print('torch' in sys.modules, file=sys.stderr)"
         found = process("-c", code)
         assert found.stderr == "False\n", found.stderr
-    taken = []
-    for _ in range(5):
-        begun = time.monotonic()
-        found = process("-m", "remelt", "--help")
-        taken.append(time.monotonic() - begun)
-        assert found.returncode == 0
+    found = process("-m", "remelt", "--help")
+    assert found.returncode == 0
     assert all(command in found.stdout for command in COMMANDS)
 
 
@@ -326,3 +322,51 @@ def test_an_interrupt_exits_with_130_and_publishes_nothing(folder: Path, write_m
     assert running.returncode == 130
     assert "interrupted: nothing was published" in err
     assert not list(folder.glob("o.safetensors*"))
+
+
+def test_verify_tells_what_is_wrong_and_exits_with_4(folder: Path, remelt: Remelt) -> None:
+    remelt("merge", "mix.mecha", "-q")
+    code, out, err = remelt("verify", "mix.safetensors", "--all")
+    assert (code, err) == (0, "")
+    for line in ("checksum    fits", "finite      every tensor", "recipe      3 of 3 tensors computed again"):
+        assert line in out
+    content = bytearray(Path("mix.safetensors").read_bytes())
+    content[-1] ^= 1
+    Path("mix.safetensors").write_bytes(content)
+    code, out, err = remelt("verify", "mix.safetensors", "--recipe")
+    assert code == 4
+    assert "checksum    differs" in out
+    assert "error: mix.safetensors is not what it should be:" in err
+    code, out, _ = remelt("verify", "a", "--json")
+    assert (code, json.loads(out)["checksum"]) == (0, None)
+
+
+def test_hash_and_lock_and_the_hash_of_a_result(folder: Path, remelt: Remelt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMELT_CACHE", str(folder / "cache"))
+    digest = hashlib.sha256((folder / "a.safetensors").read_bytes()).hexdigest()
+    code, out, _ = remelt("hash", "a", "b")
+    assert code == 0
+    assert f"sha256   {digest}\nautov2   {digest[:10]}\ntensors  " in out
+    assert json.loads(remelt("hash", "a", "--json")[1])[0]["sha256"] == digest
+    code, out, err = remelt("lock", "mix.mecha", "-o", "locked.mecha")
+    assert (code, err) == (0, "")
+    assert f"{digest[:16]}  a\n" in out
+    assert "# A and B in equal parts, then C by block" in Path("locked.mecha").read_text()
+    assert remelt("lock", "mix.mecha", "-o", "locked.mecha")[0] == 3
+    code, out, _ = remelt("merge", "locked.mecha", "--hash")
+    assert code == 0
+    assert f"sha256 {hashlib.sha256(Path('locked.safetensors').read_bytes()).hexdigest()}\n" in out
+    code, _, err = remelt("lock", "locked.safetensors")
+    assert code == 3
+    assert "its locked recipe needs a file\nhint: -o recipe.mecha" in err
+    assert remelt("lock", "locked.safetensors", "-o", "again.mecha")[0] == 0
+    assert remelt("lock", "mix.mecha")[0] == 0
+    assert digest in Path("mix.mecha").read_text()
+
+
+def test_options_in_a_result_are_used_again_unless_others_are_given(folder: Path, remelt: Remelt) -> None:
+    remelt("merge", "mix.mecha", "-q", "--dtype", "bf16")
+    assert remelt("merge", "mix.safetensors", "-o", "again.safetensors")[0] == 0
+    assert Path("again.safetensors").read_bytes() == Path("mix.safetensors").read_bytes()
+    assert remelt("merge", "mix.safetensors", "-o", "wide.safetensors", "--dtype", "fp32")[0] == 0
+    assert load_file("wide.safetensors")["layers.0.attn.weight"].dtype is torch.float32

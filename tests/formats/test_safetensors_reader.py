@@ -52,7 +52,7 @@ def tensor_of(dtype: DType, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """The tensor's row-major bytes."""
-    flat = tensor.detach().contiguous().reshape(-1)
+    flat = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 

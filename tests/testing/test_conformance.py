@@ -109,13 +109,13 @@ def _spread(a: Tensor, *, sums: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 @merge_method(cut="element", reductions=(_moments, _spread))
-def standardise(a: Same, *, sums: Sums) -> Same:
+def standardise_all(a: Same, *, sums: Sums) -> Same:
     """The tensor with mean 0 and deviation 1.
 
     Formula: (a - mean) / deviation, over the whole tensor
 
     >>> from torch import tensor
-    >>> standardise.on(tensor([1.0, 3.0]))
+    >>> standardise_all.on(tensor([1.0, 3.0]))
     tensor([-1.,  1.])
     """
     deviation = float((sums["squares"] / sums["count"]).sqrt())
@@ -143,7 +143,7 @@ class TestRandom(MethodConformance):
 class TestReductions(MethodConformance):
     @pytest.fixture
     def method(self) -> Method[..., Any]:
-        return standardise
+        return standardise_all
 
 
 def test_a_class_without_the_fixture_is_told_what_is_missing(tmp_path: Path) -> None:

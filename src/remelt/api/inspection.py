@@ -19,7 +19,7 @@ from remelt.archs.detect import detect
 from remelt.archs.facts import layout
 from remelt.archs.shapes import shapes_of
 from remelt.core.tensor_info import total_bytes
-from remelt.formats.checkpoint import open_checkpoint
+from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import config_path, locate_model, models_folders
 from remelt.recipe.method import Method
 from remelt.version import __version__
@@ -71,11 +71,12 @@ def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, 
             blocks=len(described.blocks),
             metadata={key: value for key, value in checkpoint.metadata.items() if key != RECIPE_KEY},
             recipe=checkpoint.metadata.get(RECIPE_KEY),
-            nonfinite=_scan(checkpoint) if deep else None,
+            nonfinite=find_nonfinite(checkpoint) if deep else None,
         )
 
 
-def _scan(checkpoint: Any) -> tuple[str, ...]:
+def find_nonfinite(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The tensors with NaN or infinities, in order; all of them are read."""
     from remelt.engine.finite import is_finite
     from remelt.engine.tensors import tensor_over
 

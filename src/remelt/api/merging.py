@@ -42,8 +42,9 @@ def merge(
 ) -> Any:
     """Merge a recipe to a file or folder, or, without ``output``, to a dictionary of tensors.
 
-    ``recipe`` is a node, the path of a recipe file, or that of a checkpoint that carries its recipe. The options are
-    those of `MergeOptions`. Returns the output's path, or the tensors by key. ``watch`` is called with the progress.
+    ``recipe`` is a node, the path of a recipe file, or that of a checkpoint that carries its recipe, and the options
+    that it was made with where they are not given. The options are those of `MergeOptions`. Returns the output's path,
+    or the tensors by key. ``watch`` is called with the progress. A merge to disk that was interrupted is continued.
 
     Raises `CheckError` with every problem at once, `BudgetError`, `OutputError` before anything is written;
     `NonFiniteError`, `MethodError` while running, and then nothing is published.
@@ -53,7 +54,9 @@ def merge(
     >>> merge(remelt.weighted_sum(remelt.model(a), remelt.model(b), alpha=0.25))
     {'w': tensor([0.2500, 0.2500])}
     """
-    with contextlib.closing(_merging([load_recipe(recipe)], [output], MergeOptions(**options))) as running:
+    source = load_recipe(recipe)
+    chosen = MergeOptions(**{**source.options, **options})
+    with contextlib.closing(_merging([source], [output], chosen)) as running:
         merged = _drain(running, watch)
     return merged.tensors[0] if output is None else merged.paths[0]
 
@@ -63,7 +66,8 @@ def plan(recipe: Node | PathLike, output: PathLike | None = None, **options: Any
 
     Raises what `merge` would raise before writing.
     """
-    with prepare_merges([load_recipe(recipe)], [output], MergeOptions(**options)) as prepared:
+    source = load_recipe(recipe)
+    with prepare_merges([source], [output], MergeOptions(**{**source.options, **options})) as prepared:
         return prepared.groups[0].plan
 
 

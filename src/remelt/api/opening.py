@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
+from remelt.api.hashing import content_hash, find_by_hash
 from remelt.archs.detect import detect
 from remelt.check.bound import BoundGraph
 from remelt.check.inputs import Input
-from remelt.errors import Problem, RemeltError
+from remelt.errors import ModelNameError, Problem, RemeltError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import locate_model
 from remelt.formats.memory import MemoryCheckpoint
@@ -78,35 +78,40 @@ def _open(
         checkpoint = MemoryCheckpoint(describe_tensors(model.tensors, model.name))
         label = model.name
     else:
-        path = locate_model(model.name, [folder, *models_dirs]).resolve()
+        folders = [folder, *models_dirs]
+        path = _locate(model, folders)
         identity = (path, model.space, model.sha256)
         if identity in known:
             return identity, None
-        checkpoint = opened._files.enter_context(open_checkpoint(path))
-        label = path.name
-        if model.sha256 is not None:
-            _verify_lock(model, checkpoint)
+        checkpoint = opened._files.enter_context(_open_locked(path, model, folders))
+        label = (checkpoint.path or path).name
     return identity, Input(label, model, checkpoint, detect(checkpoint.tensors))
 
 
-def content_hash(checkpoint: Checkpoint) -> str:
-    """The SHA-256 of a model's file; of a folder, that of its files' names and hashes in order of name."""
-    hashes = []
-    for path in sorted(checkpoint.files()):
-        with open(path, "rb") as file:
-            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
-    if len(hashes) == 1:
-        return hashes[0][1]
-    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in hashes).encode()).hexdigest()
+def _locate(model: Model, folders: Sequence[Path]) -> Path:
+    """The model's file; where the recipe is locked, one of another name but of that content will do."""
+    try:
+        return locate_model(model.name, folders).resolve()
+    except ModelNameError:
+        found = find_by_hash(model.sha256, folders) if model.sha256 is not None else None
+        if found is None:
+            raise
+        return found.resolve()
 
 
-def _verify_lock(model: Model, checkpoint: Checkpoint) -> None:
-    found = content_hash(checkpoint)
-    if model.sha256 is not None and found != model.sha256.lower():
-        raise RemeltError(
-            f"{model.name} is locked to content {model.sha256[:16]}..., but the file found has {found[:16]}...",
-            hint=f"use the file that the recipe was made with, or remove the lock: {checkpoint.path}",
+def _open_locked(path: Path, model: Model, folders: Sequence[Path]) -> Checkpoint:
+    """The model opened; where it is locked to another content, a file that has it, or an error that tells both."""
+    checkpoint = open_checkpoint(path)
+    if model.sha256 is None or (found := content_hash(checkpoint)) == model.sha256.lower():
+        return checkpoint
+    checkpoint.close()
+    elsewhere = find_by_hash(model.sha256, folders)
+    if elsewhere is None:
+        raise ModelNameError(
+            f"{model.name} is locked to content {model.sha256[:16]}..., but {path} has {found[:16]}...",
+            hint="use the file that the recipe was made with, or remelt lock the recipe anew",
         )
+    return open_checkpoint(elsewhere)
 
 
 def _make_labels_unique(opened: Opened) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from remelt.core.dtype import DType
@@ -14,6 +14,9 @@ from remelt.core.units import parse_bytes
 from remelt.errors import OptionError
 
 _DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu)(?::[0-9]+)?")
+
+DECISIVE = ("compute_dtype", "dtype", "missing", "nonfinite")
+"""Options that decide what a result is, beside its recipe: where they are not the default, it carries them too."""
 
 PathLike = str | os.PathLike[str]
 
@@ -68,6 +71,13 @@ class MergeOptions:
             amount = getattr(self, name)
             if amount is not None and _bytes(amount) <= 0:
                 raise OptionError(f"{name} must be more than nothing, but got {amount!r}")
+
+    @property
+    def decisive(self) -> dict[str, str]:
+        """Those of the `DECISIVE` options that are not the default."""
+        plain = {one.name: one.default for one in fields(self)}
+        chosen = {name: getattr(self, name) for name in DECISIVE}
+        return {name: value for name, value in chosen.items() if value != plain[name]}
 
     @property
     def compute(self) -> DType:

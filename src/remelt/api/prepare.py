@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from remelt.api.embedding import portable_text
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
 from remelt.api.outputs import companions_of, lay_out, refuse_output
-from remelt.api.recipes import RECIPE_KEY, Source
+from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, free_disk, refuse_device, usable_cores
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
@@ -31,6 +32,7 @@ from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
 from remelt.recipe.method import Method
 from remelt.recipe.node import Call, Model, Node
 
+EXECUTOR_KEY = "remelt_executor"
 CHECKSUM_KEY = "remelt_checksum"
 
 
@@ -183,10 +185,12 @@ class _Group:
         metadata = {
             "format": "pt",
             "remelt_version": _version(),
-            "remelt_executor": describe_executor(self.options.device, self.options.compute_dtype),
+            EXECUTOR_KEY: describe_executor(self.options.device, self.options.compute_dtype),
             CHECKSUM_KEY: PLACEHOLDER,
             RECIPE_KEY: text,
         }
+        if self.options.decisive:
+            metadata[OPTIONS_KEY] = json.dumps(self.options.decisive)
         layout = lay_out(tensors, metadata, path, self.first_of(root), self.options.shard_bytes)
         return PlannedOutput(str(path), space, tensors, layout)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from remelt.core.nearest import nearest_hint
 from remelt.errors import Problem, RecipeError, Span
-from remelt.recipe.blocks import BlockWeights, Search
+from remelt.recipe.blocks import BlockWeights, Search, render_weight
 from remelt.recipe.method import Method
 from remelt.recipe.node import Call, Model, Node, Parameter, Value
 from remelt.recipe.signature import bind
@@ -131,8 +131,9 @@ class _Binder:
             operands.append((parameter.name, index))
         for name, value in bound.values:
             if isinstance(value, Search) or (isinstance(value, BlockWeights) and next(value.searches(), None)):
+                shown = render_weight(value) if isinstance(value, Search) else repr(value)
                 raise RecipeError(
-                    f"{method.name}: {name} is still open: {value!r}",
+                    f"{method.name}: {name} is still open: {shown}",
                     hint="a study fills it; to merge now, write a number",
                     span=dict(node.spans).get(name, node.span),
                 )
@@ -151,7 +152,8 @@ class _Binder:
         if isinstance(recipe, Value):
             if isinstance(recipe.value, str):
                 return self.model(Model(recipe.value, span=recipe.span))
-            self.problem(f"a recipe's result is a model, but got {recipe!r}", None, recipe.span)
+            hint = "the last line names a step, a model or a call of a method"
+            self.problem(f"a recipe's result is a model, but got {recipe!r}", hint, recipe.span)
         index = self.index_of.get(id(recipe))
         return -1 if index is None else index
 

@@ -22,6 +22,7 @@ def infer_masses(graph: BoundGraph) -> tuple[list[Mass], list[Problem]]:
     """
     masses: list[Mass] = []
     problems: list[Problem] = []
+    unsure: set[int] = set()
     for step in graph.steps:
         try:
             masses.append(_mass(step, [masses[operand] for _, operand in step.operands]))
@@ -29,17 +30,28 @@ def infer_masses(graph: BoundGraph) -> tuple[list[Mass], list[Problem]]:
             hint = None if error.hint is None else f"hint: {error.hint}"
             problems.append(Problem("", error.message, hint, error.span or step.span))
             masses.append(_promised(step, [masses[operand] for _, operand in step.operands]))
+            unsure.add(len(masses) - 1)
+        else:
+            if step.method is not None and step.method.returns == "any" and unsure.intersection(below(step)):
+                unsure.add(len(masses) - 1)
     for root in graph.roots:
-        if root >= 0 and name_of(masses[root]) not in ("weight", "delta"):
+        if root >= 0 and root not in unsure and name_of(masses[root]) not in ("weight", "delta"):
             problems.append(
                 Problem(
                     "",
                     f"a result is a weight (mass 1) or a delta (mass 0), but this one is {_describe(masses[root])}",
-                    "hint: the numbers that scale the models must add up to 1, or to 0 for a difference",
+                    "hint: a param scales a delta, as in a + mask * (b - a)"
+                    if masses[root] is None
+                    else "hint: the numbers that scale the models must add up to 1, or to 0 for a difference",
                     graph.steps[root].span,
                 )
             )
     return masses, problems
+
+
+def below(step: Step) -> list[int]:
+    """The steps that a step is computed from."""
+    return [operand for _, operand in step.operands]
 
 
 def name_of(mass: Mass) -> str | None:
@@ -66,7 +78,10 @@ def _mass(step: Step, masses: Sequence[Mass]) -> Mass:
             continue
         if kind == "mask":
             if space != "param":
-                raise RecipeError(f"{method.name} needs a mask (space param) for {name!r}, but got {_describe(mass)}")
+                raise RecipeError(
+                    f"{method.name} needs a mask (space param) for {name!r}, but got {_describe(mass)}",
+                    hint='a mask from a file is model("mask", space="param"); a number or block weights do as well',
+                )
         elif kind != "same":
             if mass is None or space is None or TENSOR_KINDS[kind] != round(mass):
                 raise RecipeError(_wrong(method.name, name, kind, mass), hint=_remedy(kind, space))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from remelt.api.recipes import RECIPE_SUFFIXES, compose, load_recipe, serialize
+from remelt.api.recipes import RECIPE_SUFFIXES, compose, load_recipe, serialize, write_text
 from remelt.cli import options as shared
 from remelt.cli.output import echo_json
 from remelt.errors import ModelNameError, OutputError
@@ -47,7 +47,7 @@ def command(base: str, parameters: tuple[tuple[str, str], ...], output: Path | N
     if output is not None:
         if output.exists() and not given["overwrite"]:
             raise OutputError(f"{output} exists", hint="--overwrite replaces it")
-        output.write_text(text, encoding="utf-8", newline="\n")
+        write_text(output, text)
     if given["as_json"]:
         left = sorted(parameters_of(recipe))
         echo_json({"recipe": text, "output": output and str(output), "open_parameters": left, "warnings": warnings})

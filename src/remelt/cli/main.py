@@ -20,6 +20,9 @@ COMMANDS = {
     "compose": "Fill a recipe's parameters with models or other recipes.",
     "info": "List archs and merge methods, or describe one.",
     "inspect": "Tell what a checkpoint is, from its header.",
+    "verify": "Tell whether a checkpoint is what it should be.",
+    "hash": "Tell a checkpoint's hashes.",
+    "lock": "Write the hashes of its models into a recipe.",
     "doctor": "Tell what this machine and this installation have.",
 }
 DONE, FAILED, INTERRUPTED = 0, 4, 130

@@ -31,8 +31,8 @@ def command(sources: tuple[str, ...], output: str | None, quiet: bool, as_json: 
     from remelt.api.merging import Merged, prepare_merges, run_prepared
 
     shared.load_plugins(given["plugins"])
-    options = shared.merge_options(given)
     read = read_sources(sources, given["method"], given["parameters"])
+    options = shared.merge_options(given, read)
     begun = time.monotonic()
     merged = Merged()
     with prepare_merges(read, name_outputs(read, output, options), options) as prepared:
@@ -46,14 +46,27 @@ def command(sources: tuple[str, ...], output: str | None, quiet: bool, as_json: 
                     merged = event
                 elif watch is not None:
                     watch(event)
-    _tell(merged, time.monotonic() - begun, as_json, quiet)
+    seconds = time.monotonic() - begun
+    hashes = {position: _hash(path) for position, path in merged.paths.items()} if given["hashes"] else {}
+    _tell(merged, hashes, seconds, as_json, quiet)
 
 
-def _tell(merged: Any, seconds: float, as_json: bool, quiet: bool) -> None:
+def _hash(path: Path) -> str:
+    from remelt.api.hashing import content_hash
+    from remelt.formats.checkpoint import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint:
+        return content_hash(checkpoint, cached=False)
+
+
+def _tell(merged: Any, hashes: dict[int, str], seconds: float, as_json: bool, quiet: bool) -> None:
     if as_json:
         paths = [str(merged.paths[position]) for position in sorted(merged.paths)]
         plans = [plan_record(plan) for plan in merged.plans]
-        echo_json({"outputs": paths, "seconds": seconds, "nonfinite": merged.nonfinite, "plans": plans})
+        told = {"outputs": paths, "seconds": seconds, "kept_bytes": merged.kept, "nonfinite": merged.nonfinite}
+        if hashes:
+            told["sha256"] = [hashes[position] for position in sorted(hashes)]
+        echo_json({**told, "plans": plans})
         return
     for line in merged.nonfinite:
         click.echo(f"warning: {line}", err=True)
@@ -64,6 +77,8 @@ def _tell(merged: Any, seconds: float, as_json: bool, quiet: bool) -> None:
         click.echo(f"continued an interrupted merge: {format_bytes(merged.kept)} were done")
     for position in sorted(merged.paths):
         click.echo(f"wrote {_shown(merged.paths[position])}")
+        if position in hashes:
+            click.echo(f"sha256 {hashes[position]}")
     click.echo(f"{format_bytes(written)} in {format_seconds(seconds)}")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from remelt.api.options import MergeOptions
+from remelt.api.recipes import Source
 from remelt.errors import OptionError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,6 +78,7 @@ _MERGING = [
     ),
     click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete."),
     click.option("--restart", is_flag=True, help="Begin anew, where an interrupted merge could be continued."),
+    click.option("--hash", "hashes", is_flag=True, help="Tell the SHA-256 of each result."),
     click.option("--fallback", metavar="MODEL", help="A model that gives what the result lacks."),
 ]
 
@@ -101,8 +104,14 @@ def _apply(options: list[Any], command: F) -> F:
     return command
 
 
-def merge_options(given: dict[str, Any]) -> MergeOptions:
-    """The options of a merge from those of the command line."""
+def merge_options(given: dict[str, Any], sources: Sequence[Source]) -> MergeOptions:
+    """The options of a merge: those of the command line, then those that the recipes' files were made with."""
+    carried = [source.options for source in sources]
+    if any(options != carried[0] for options in carried):
+        raise OptionError(
+            "the results that are merged again were made with different options", hint="merge them one by one"
+        )
+    context = click.get_current_context()
     names = (
         "models_dirs",
         "compute_dtype",
@@ -117,7 +126,8 @@ def merge_options(given: dict[str, Any]) -> MergeOptions:
         "restart",
         "fallback",
     )
-    return MergeOptions(**{name: given[name] for name in names})
+    chosen = {name: given[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    return MergeOptions(**{**dict(*carried[:1]), **chosen})
 
 
 def load_plugins(paths: tuple[Path, ...]) -> None:

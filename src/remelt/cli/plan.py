@@ -26,8 +26,8 @@ def command(sources: tuple[str, ...], output: str | None, as_json: bool, **given
     from remelt.planning.explain import explain
 
     shared.load_plugins(given["plugins"])
-    options = shared.merge_options(given)
     read = read_sources(sources, given["method"], given["parameters"])
+    options = shared.merge_options(given, read)
     with prepare_merges(read, name_outputs(read, output, options), options) as prepared:
         plans = [group.plan for group in prepared.groups]
     free = [free_disk(Path(plan.outputs[0].path or ".")) for plan in plans]

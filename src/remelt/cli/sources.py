@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def read_sources(words: Sequence[str], method: str | None, pairs: tuple[tuple[st
         raise UsageError("-p fills the parameters of one recipe, but several are given")
     if parameters:
         filled: dict[str, Any] = dict(parameters)
-        sources = [Source(compose(sources[0].recipe, filled), sources[0].folder, sources[0].name)]
+        sources = [replace(sources[0], recipe=compose(sources[0].recipe, filled))]
     return sources
 
 

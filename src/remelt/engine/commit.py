@@ -148,11 +148,14 @@ class FileOutput:
                 self._remove_entries()
             for name, sink in self.sinks.items():
                 os.replace(sink.path, self._final(name))
+            folders = {self._final(name).parent for name in self.sinks}
+            for folder in folders:  # an index must never be found before what it names
+                _sync_folder(folder)
             for name, content in [*small, *self.layout.indexes]:
                 _write_small(self._final(name), content)
             if self.layout.is_folder:
                 self._remove_stale()
-            for folder in {self._final(name).parent for name in self.sinks}:
+            for folder in folders:
                 _sync_folder(folder)
             self.journal.remove()
             self.lock.release()
@@ -212,10 +215,14 @@ def _remove_empty(folder: Path) -> None:
 def _write_small(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(partial, flags, 0o666)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     os.replace(partial, path)
 
 

@@ -47,6 +47,14 @@ def locate_model(name: str, folders: Sequence[Path], *, suffixes: Sequence[str] 
     )
 
 
+def find_models(folders: Sequence[Path]) -> Iterator[Path]:
+    """Every model that a name could mean: beside the recipe, in the first folder; at any depth in the others."""
+    for folder in folders[:1]:
+        yield from _children(folder, Path(), SUFFIXES)
+    for folder in folders[1:]:
+        yield from _entries(folder, SUFFIXES)
+
+
 def _children(folder: Path, direct: Path, suffixes: Sequence[str]) -> list[Path]:
     """Models in the one folder beside the recipe in which a relative path looks."""
     parent = folder / direct.parent

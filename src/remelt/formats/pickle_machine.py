@@ -41,7 +41,7 @@ def unpickle(data: bytes, name: str) -> Any:
         raise FormatError(f"{name}: its pickle is malformed: an operation finds too little") from None
     except KeyError:
         raise FormatError(f"{name}: its pickle is malformed: it recalls what it never stored") from None
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError, Warning) as error:  # odd escapes warn
         raise FormatError(f"{name}: its pickle is malformed: {str(error)[:200]}") from None
     raise FormatError(f"{name}: its pickle has no end")
 

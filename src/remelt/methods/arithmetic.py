@@ -30,7 +30,10 @@ def _difference_of_masses(masses: Sequence[Mass], values: Bindings) -> Mass:
 def _both(masses: Sequence[Mass]) -> tuple[Mass, Mass]:
     a, b = masses
     if (a is None) != (b is None):
-        raise RecipeError("a param cannot be added to a weight or a delta, nor taken from one")
+        raise RecipeError(
+            "a param cannot be added to a weight or a delta, nor taken from one",
+            hint="a param scales a delta: mask * (b - a)",
+        )
     return a, b
 
 
@@ -51,10 +54,16 @@ def _product_of_masses(masses: Sequence[Mass], values: Bindings) -> Mass:
     if a is None and b is None:
         return None
     if a is not None and b is not None:
-        raise RecipeError("two models cannot be multiplied: one side must be a number or a param")
+        raise RecipeError(
+            "two models cannot be multiplied: one side must be a number or a param",
+            hint='a mask from a file is model("mask", space="param")',
+        )
     mass = a if b is None else b
     if mass != 0.0:
-        raise RecipeError("only a delta can be multiplied by a param: a weight so scaled is neither weight nor delta")
+        raise RecipeError(
+            "only a delta can be multiplied by a param: a weight so scaled is neither weight nor delta",
+            hint="a + mask * (b - a), or weighted_sum(a, b, alpha=mask)",
+        )
     return mass
 
 

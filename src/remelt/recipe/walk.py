@@ -57,6 +57,11 @@ def rewrite(root: Node, replace: Callable[[Node], Node]) -> Node:
 
     Nodes that ``replace`` returns as they are, over children that stayed, are shared with the old recipe.
     """
+    return rewritten(root, replace)[id(root)]
+
+
+def rewritten(root: Node, replace: Callable[[Node], Node]) -> dict[int, Node]:
+    """What `rewrite` makes of every node, by the identity of the old one."""
     replaced: dict[int, Node] = {}
     for node in topological(root):
         current = node
@@ -64,4 +69,4 @@ def rewrite(root: Node, replace: Callable[[Node], Node]) -> Node:
         if any(new is not old for new, old in zip(children, node.children, strict=True)):
             current = node.with_children(children)
         replaced[id(node)] = replace(current)
-    return replaced[id(root)]
+    return replaced

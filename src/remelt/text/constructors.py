@@ -10,7 +10,7 @@ from typing import Any
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError
 from remelt.recipe.blocks import MAKERS, Search, search
-from remelt.recipe.node import Literal, Node, model, parameter
+from remelt.recipe.node import SPACES, Literal, Node, model, parameter
 
 VALUE_WORDS = (*MAKERS, "search")
 USAGE = {
@@ -67,8 +67,14 @@ def _reference(word: str, args: Sequence[Given], named: dict[str, Given]) -> Nod
             continue
         if not isinstance(value, str):
             raise ArgumentError(f"{word} needs a text for {option!r}", place, USAGE[word])
+        if option == "space" and value not in SPACES:
+            message = f"a {word}'s space is one of {', '.join(SPACES)}, but got {value!r}"
+            raise ArgumentError(message, place, nearest_hint(value, SPACES))
         options[option] = value
-    return (model if word == "model" else parameter)(name[0], **options)
+    try:
+        return (model if word == "model" else parameter)(name[0], **options)
+    except RecipeError as error:
+        raise ArgumentError(error.message, name[1], error.hint) from None
 
 
 def _search(args: Sequence[Given], named: dict[str, Given]) -> Search:
@@ -115,7 +121,7 @@ def _weights(word: str, args: Sequence[Given], named: dict[str, Given]) -> Liter
         if isinstance(value, Mapping):
             for name, weight in value.items.items():
                 if name in weights:
-                    raise ArgumentError(f"{name!r} is given twice", places[name])
+                    raise ArgumentError(f"{name!r} is given twice", places[name], "keep one of them")
                 weights[name], places[name] = weight, value.places[name]
             value = {name: weights.pop(name) for name in value.items}
             weights, first = {**value, **weights}, [value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -11,11 +12,12 @@ from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError, RecipeSyntaxError, Span
 from remelt.recipe.blocks import MAKERS, BlockWeights, Search
 from remelt.recipe.node import Call, Literal, Model, Node, Value, multiply
-from remelt.text.constructors import CONSTRUCTORS, Mapping, construct
+from remelt.text.constructors import CONSTRUCTORS, USAGE, Mapping, construct
 from remelt.text.document import Step
-from remelt.text.explanation import explain
-from remelt.text.source import MOST_CHARACTERS, MOST_DIGITS, MOST_OPERATORS, SourceText
+from remelt.text.explanation import CALLED, explain
+from remelt.text.source import GRAMMAR, MOST_CHARACTERS, MOST_DIGITS, MOST_OPERATORS, SourceText
 from remelt.text.statements import Statement
+from remelt.text.tokens import WITH_EXPONENT
 
 Item = Node | Literal | Mapping
 _SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.BitOr: "|"}
@@ -28,7 +30,15 @@ _REFUSED = {
     ast.Tuple: "a list without square brackets",
     ast.AnnAssign: "a colon after a name",
 }
-_GRAMMAR = "a recipe is assignments, calls, literals and the operators + - * |"
+_INSTEAD = {
+    ast.Subscript: "give each value a name of its own",
+    ast.Starred: "write the arguments one after the other",
+    ast.Tuple: "a list is [1, 2]; the arguments of a call stand in its brackets",
+    ast.Set: 'names with numbers are {"IN00": 0.2}',
+}
+_ONLY_WITHIN = f"a mapping stands only within {', '.join(MAKERS)}"
+_MAPPING = 'as in blocks({"double_blocks.3": 0.2})'
+_LARGE = "the largest is 1.7976931348623157e308"
 _SPELLINGS = {"true": "True", "false": "False", "none": "None", "null": "None", "nil": "None"}
 
 
@@ -62,7 +72,7 @@ class Expressions:
         parsed = self.parse(statement)
         found = self.convert(parsed.value) if isinstance(parsed, ast.Expr) else None
         if isinstance(found, (Node, Mapping)) or not isinstance(parsed, ast.Expr):
-            self.fail("a value is a number, a text, a list or block weights", parsed)
+            self.fail("a value is a number, a text, a list or block weights", parsed, "as in 0.3 or blocks(IN00=0.2)")
         return found
 
     def parse(self, statement: Statement) -> ast.stmt:
@@ -82,7 +92,7 @@ class Expressions:
     def assign(self, statement: ast.Assign) -> None:
         target = statement.targets[0]
         if len(statement.targets) != 1 or type(target) is not ast.Name:
-            self.fail("one name stands before '='", target)
+            self.fail("one name stands before '='", target, "each step stands on a line of its own")
         name = target.id
         if name in CONSTRUCTORS:
             self.fail(f"{name!r} is a word of recipes", target, "give this step another name")
@@ -91,7 +101,7 @@ class Expressions:
             self.fail(f"{name!r} is already defined at line {line}", target, "give this step another name")
         item = self.convert(statement.value)
         if isinstance(item, Mapping):
-            self.fail("a mapping stands only within " + ", ".join(MAKERS), statement.value)
+            self.fail(_ONLY_WITHIN, statement.value, _MAPPING)
         node = item if isinstance(item, Node) else None
         size = len(self.statement.text) + self.charged
         self.steps[name] = Step(name, self.statement.line, item, node, self.statement.comments, size)
@@ -120,10 +130,10 @@ class Expressions:
         kind = type(value)
         if kind is float:
             if not math.isfinite(value):
-                self.fail("this number is too large", expression)
+                self.fail("this number is too large", expression, _LARGE)
         elif kind is int:
             if value >= _LARGEST:
-                self.fail(f"a whole number has at most {MOST_DIGITS} digits", expression)
+                self.fail(f"a whole number has at most {MOST_DIGITS} digits", expression, WITH_EXPONENT)
         elif kind is not str and kind is not bool and value is not None:
             self.refuse_kind(expression)
         return value  # type: ignore[no-any-return]
@@ -149,18 +159,27 @@ class Expressions:
                 hint: str | None = f"write {spelling}"
             elif len(self.steps) <= 1000 and (near := nearest_hint(name, self.steps)):
                 hint = near
+            elif later := self.defined_later(name):
+                hint = f"line {later} gives it a meaning: move that line up"
             else:
-                hint = f'give the name a meaning on a line before, as in {name} = model("...")'
+                hint = f'a model stands in quotes: "{name}"; a step is named on a line before: {name} = ...'
             self.fail(f"no step is named {name!r}", expression, hint)
         found.used = True
         return found
 
+    def defined_later(self, name: str) -> int | None:
+        """The line after this statement that gives a name a meaning, for a hint."""
+        assigned = re.compile(rf"{name}[ \t]*=(?!=)")
+        lines = enumerate(self.source.lines[self.statement.line :], start=self.statement.line + 1)
+        return next((number for number, line in lines if assigned.match(line)), None)
+
     def listed(self, expression: ast.expr) -> Literal:
         item = self.convert(expression)
         if isinstance(item, (Node, Mapping, BlockWeights)):
-            self.fail("a list holds numbers and texts, not models or block weights", expression)
+            hint = "give models as arguments without the square brackets; block weights combine with '|'"
+            self.fail("a list holds numbers and texts, not models or block weights", expression, hint)
         if isinstance(item, tuple) and type(expression) is ast.Name:
-            self.fail("a list within a list is written there, not by a name", expression)
+            self.fail("a list within a list is written there, not by a name", expression, "as in [[0, 1], [1, 0]]")
         return item
 
     def mapping(self, expression: ast.Dict) -> Mapping:
@@ -168,12 +187,12 @@ class Expressions:
         places: dict[str, ast.AST] = {}
         for key, value in zip(expression.keys, expression.values, strict=True):
             if key is None:
-                self.fail("two stars are not part of a recipe", expression)
+                self.fail("two stars are not part of a recipe", expression, _MAPPING)
             name = self.convert(key)
             if not isinstance(name, str):
                 self.fail("a mapping's names are texts", key, 'as in {"double_blocks.3": 0.2}')
             if name in found:
-                self.fail(f"{name!r} is given twice", key)
+                self.fail(f"{name!r} is given twice", key, "keep one of them")
             found[name], places[name] = self.convert(value), value
         return Mapping(found, places)
 
@@ -188,7 +207,7 @@ class Expressions:
         if _is_number(item):
             return -item if negative else item  # type: ignore[operator]
         if not isinstance(item, (Node, str)):
-            self.fail("a sign stands before numbers and models", outer)
+            self.fail("a sign stands before numbers and models", outer, "write it before each number")
         node = self.node(item, expression, model_text=True)
         return replace(multiply(node, Value(-1.0)), span=self.span(outer)) if negative else node
 
@@ -200,7 +219,7 @@ class Expressions:
         for operation in reversed(operations):
             sign = _SIGNS.get(type(operation.op))
             if sign is None:
-                self.fail("only the operators + - * | are understood", operation)
+                self.fail("only the operators + - * | are understood", operation, "write a product, or the number")
             item = self.operation(sign, item, self.convert(operation.right), operation)
         return item
 
@@ -212,12 +231,17 @@ class Expressions:
             return self.computed(sign, left, right, at)
         if sign == "|" and isinstance(left, (BlockWeights, Search, int, float)):
             self.fail("what stands before '|' is a model here, not a number", at.left)
-        a = self.node(left, at.left, model_text=True)
-        b = self.node(right, at.right, model_text=True)
+        a, b = self.operand(left, at.left), self.operand(right, at.right)
         span = self.span(at)
         if sign == "*":
             return replace(multiply(a, b), span=span)
         return Call(_METHODS[sign], (a, b), span=span)
+
+    def operand(self, item: Item, expression: ast.expr) -> Node:
+        """One side of an operator as a node: a name gives its step's own, but a text is a model here alone."""
+        if type(expression) is ast.Name and not isinstance(item, str):
+            return self.argument(expression)
+        return self.node(item, expression, model_text=True)
 
     def computed(self, sign: str, left: Any, right: Any, at: ast.BinOp) -> Literal:
         """Numbers are computed at once; block weights and numbers combine."""
@@ -230,22 +254,23 @@ class Expressions:
                 self.fail(f"at most {MOST_OPERATORS} block weights combine", at)
             return combined
         if not (_is_number(left) and _is_number(right)):
-            self.fail(f"{sign!r} computes with numbers and models, not with block weights or searches", at)
+            hint = "block weights combine with '|' alone, as in blocks(IN00=0.2) | 0.33"
+            self.fail(f"{sign!r} computes with numbers and models, not with block weights or searches", at, hint)
         result = left + right if sign == "+" else left - right if sign == "-" else left * right
         if abs(result) >= _LARGEST if isinstance(result, int) else not math.isfinite(result):
-            self.fail("this number is too large", at)
+            self.fail("this number is too large", at, _LARGE)
         return result  # type: ignore[no-any-return]
 
     def call(self, expression: ast.Call) -> Item:
         function, keywords = expression.func, expression.keywords
         if type(function) is not ast.Name:
-            self.fail("only a method's name can be called", function)
+            self.fail("only a method's name can be called", function, CALLED)
         given: dict[str, ast.keyword] = {}
         for keyword in keywords:
             if keyword.arg is None:
-                self.fail("two stars before an argument are not part of a recipe", keyword)
+                self.fail("two stars before an argument are not part of a recipe", keyword, "write each as name=value")
             if keyword.arg in given:
-                self.fail(f"{function.id} is given {keyword.arg!r} twice", keyword)
+                self.fail(f"{function.id} is given {keyword.arg!r} twice", keyword, "keep one of them")
             given[keyword.arg] = keyword
         if function.id in CONSTRUCTORS:
             args = [(self.convert(arg), arg) for arg in expression.args]
@@ -266,7 +291,7 @@ class Expressions:
             made = construct(function.id, args, named)
         except RecipeError as error:
             place = getattr(error, "place", None) or function
-            self.fail(error.message, place, error.hint)
+            self.fail(error.message, place, error.hint or USAGE[function.id])
         return replace(made, span=self.span(function)) if isinstance(made, Node) else made  # type: ignore[type-var]
 
     def argument(self, expression: ast.expr, *, model_text: bool = False) -> Node:
@@ -285,7 +310,7 @@ class Expressions:
         if isinstance(item, Node):
             return item
         if isinstance(item, Mapping):
-            self.fail("a mapping stands only within " + ", ".join(MAKERS), expression)
+            self.fail(_ONLY_WITHIN, expression, _MAPPING)
         if model_text and isinstance(item, str):
             return Model(item, span=self.span(expression))
         return Value(item, self.span(expression))
@@ -311,7 +336,7 @@ class Expressions:
         what = _REFUSED.get(type(at))
         if what is None:
             raise explain(self.source, self.statement.line)
-        self.fail(f"{what} is not part of a recipe", at, _GRAMMAR)
+        self.fail(f"{what} is not part of a recipe", at, _INSTEAD.get(type(at), GRAMMAR))
 
     def too_deep(self) -> RecipeSyntaxError:
         hint = "give an inner part a name of its own on a line before"

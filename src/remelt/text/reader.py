@@ -45,7 +45,11 @@ def parse_document(text: str, source: str = "recipe") -> Document:
     version = _VERSION.fullmatch(first)
     if version is not None:
         raise lines.refuse(
-            f"version {version[1][:20]} of recipes is not known", number, 1, len(first), "this remelt reads version 1"
+            f"version {version[1][:20]} of recipes is not known",
+            number,
+            1,
+            len(first),
+            "this remelt reads version 1; a newer one may read it",
         )
     if not first:
         raise lines.refuse("the recipe is empty", number, hint="it begins with the line: version 1")

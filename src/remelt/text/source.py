@@ -16,6 +16,7 @@ MOST_DIGITS = 64
 DEEPEST_BRACKETS = 64
 MOST_OPERATORS = 64
 
+GRAMMAR = "a recipe is assignments, calls, literals and the operators + - * |"
 NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 _PIECE = 4096
@@ -43,7 +44,9 @@ class SourceText:
                         f"a recipe is text, but this character is U+{code:04X}",
                         number,
                         place,
-                        hint=f"within quotes, write it as the escape {escape}" if code else "is this a recipe?",
+                        hint=f"within quotes, write it as the escape {escape}"
+                        if code and number > 1
+                        else "is this a recipe?",
                     )
 
     def span(self, line: int, column: int, width: int = 1) -> Span:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from remelt.errors import RecipeSyntaxError
 from remelt.text.source import (
     DEEPEST_BRACKETS,
+    GRAMMAR,
     LONGEST_NAME,
     LONGEST_NUMBER,
     LONGEST_STATEMENT,
@@ -38,9 +39,11 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _PAIRS = {")": "(", "]": "[", "}": "{"}
+_CLOSING = {opening: closing for closing, opening in _PAIRS.items()}
 _ESCAPE = re.compile(
-    r"""\\(?:([\\'"abfnrtv]|[0-3]?[0-7]{1,2}(?![0-7])|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U00[0-9a-fA-F]{6})|.?)"""
+    r"""\\(?:([\\'"abfnrtv]|[0-3]?[0-7]{1,2}(?![0-7])|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U00(?:10|0[0-9a-fA-F])[0-9a-fA-F]{4})|.?)"""
 )
+WITH_EXPONENT = "write it with an exponent, as in 1e80"
 ALLOWED_WORDS = {"True", "False", "None"}
 _FOREIGN = {
     ".": "a dot after a name",
@@ -52,14 +55,24 @@ _FOREIGN = {
     "!": "an exclamation mark",
     "\\": "a backslash within a line",
 } | dict.fromkeys(("==", "!=", "<", ">", "<=", ">="), "a comparison")
+_SPACES = "\xa0\u2002\u2003\u2009\u200b\u202f\u3000"
+_FOREIGN |= dict.fromkeys(_SPACES, "a space of another kind")
 _FOREIGN_HINTS = {
-    ".": 'a name with dots stands in quotes, as in blocks({"double_blocks.3": 0.2})',
+    ".": 'a method is called by its name alone; what has dots stands in quotes, as in "double_blocks.3" or "a.ckpt"',
     ";": "each statement stands on a line of its own",
     "\\": "it stands only at the end of a line that goes on in the next",
     "==": "one = gives a step or an argument its value",
-    "/": "multiply by the inverse, as in 0.5 * a",
-    "**": "only the operators + - * | are understood",
+    "/": "multiply by the inverse, as in 0.5 * a; a path stands in quotes",
+    "**": "a power is written as a product, arguments one by one",
+    "//": "a comment begins with #; to divide, multiply by the inverse",
+    "&": "a step is used by its name, as in: a = model(...), and then f(a)",
+    "%": "a share is a number such as 0.3",
+    "\u00d7": "write *",
+    "\u00b7": "write *",
 }
+_FOREIGN_HINTS |= dict.fromkeys(("+=", "-=", "*=", "|="), "give what comes of it another name, as in: c = a + b")
+_FOREIGN_HINTS |= dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "write a plain minus: -")
+_FOREIGN_HINTS |= dict.fromkeys(_SPACES, "write a plain space")
 _FOREIGN_HINTS |= dict.fromkeys("\u201c\u201d\u201e\u2018\u2019`\u00b4", 'texts stand in straight quotes: "..."')
 
 
@@ -70,6 +83,11 @@ class Token(NamedTuple):
     text: str
     line: int
     column: int
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """The line and column right after it."""
+        return self.line, self.column + len(self.text)
 
 
 def end_of_statement(source: SourceText, first_line: int) -> int:
@@ -105,7 +123,7 @@ class Scanner:
             number += 1
         if self.opened:
             bracket = self.opened[-1]
-            raise self.refuse(f"{bracket.text!r} is never closed", bracket)
+            raise self.refuse(f"{bracket.text!r} is never closed", bracket, f"add {_CLOSING[bracket.text]!r}")
         return number
 
     def scan_line(self, line: str, number: int) -> bool:
@@ -126,10 +144,10 @@ class Scanner:
         if kind == "name":
             self.name(token, following)
         elif kind == "number":
-            self.number(token, following)
+            self.number(token, before, following)
         elif kind == "string":
             if before is not None and before.kind == "string":
-                raise self.refuse("a comma is missing between two texts", token)
+                raise self.refuse("a comma is missing between two texts", token, "write it, or make one text of both")
             self.string(token, before)
         elif kind == "open":
             self.opened.append(token)
@@ -138,8 +156,12 @@ class Scanner:
                 hint = "give an inner part a name of its own on a line before"
                 raise self.refuse(f"brackets nest deeper than {DEEPEST_BRACKETS}", token, hint)
         elif kind == "close":
-            if not self.opened or self.opened[-1].text != _PAIRS[token.text]:
-                raise self.refuse(f"{token.text!r} closes nothing", token, self.open_hint())
+            if not self.opened:
+                raise self.refuse(f"{token.text!r} closes nothing", token, "remove it, or open a bracket before")
+            last = self.opened[-1]
+            if last.text != _PAIRS[token.text]:
+                hint = f"{last.text!r} was opened at line {last.line}, column {last.column}: close it first"
+                raise self.refuse(f"{token.text!r} does not close {last.text!r}", token, hint)
             self.opened.pop()
             self.operators.pop()
         elif kind == "operator":
@@ -160,21 +182,31 @@ class Scanner:
             what = {"f": "a formatted text", "b": "a text of bytes"}.get(word.lower(), f"{word!r} before a text")
             raise self.refuse(f"{what} is not part of a recipe", token, 'a text is "...", or r"..." for backslashes')
         if keyword.iskeyword(word) and word not in ALLOWED_WORDS:
-            hint = f'the name of a block or component stands in quotes: {{"{word}": 0.5}}' if self.opened else None
+            rest = self.source.lines[token.line - 1][token.column - 1 + len(word) :].lstrip(" \t")
+            hint = GRAMMAR
+            if rest.startswith("=") and self.opened:
+                hint = f'the name of a block or component stands in quotes: {{"{word}": 0.5}}'
+            elif rest.startswith("="):
+                hint = "give this step another name"
             raise self.refuse(f"{word!r} is a word of Python that a recipe does not use", token, hint)
         if not word.isascii() and not word.isidentifier():
-            strange = next(char for char in word if not f"a{char}".isidentifier() or char == word[0])
-            raise self.refuse(f"{strange!r} is not part of a name", token)
+            valid = next(end for end in range(len(word), -1, -1) if not end or word[:end].isidentifier())
+            hint = "a name is a letter, then letters, digits and _"
+            raise self.refuse(f"{word[valid]!r} does not belong in a name", token, hint)
 
-    def number(self, token: Token, following: str) -> None:
+    def number(self, token: Token, before: Token | None, following: str) -> None:
         text = token.text
+        if text[0] == "." and before is not None and before.kind == "name" and before.end == token[2:]:
+            raise self.foreign(token._replace(text="."))
         if following and (following == "." or following == "_" or following.isalnum()):
             raise self.refuse(
-                "a number is digits, with a point and an exponent at most", token, "as in 12, 0.5 or 1e-3"
+                "a number is digits, with a point and an exponent at most",
+                token,
+                "as in 12, 0.5 or 1e-3; a name begins with a letter",
             )
         if text.isdigit():
             if len(text) > MOST_DIGITS:
-                raise self.refuse(f"a whole number has at most {MOST_DIGITS} digits", token)
+                raise self.refuse(f"a whole number has at most {MOST_DIGITS} digits", token, WITH_EXPONENT)
             if text[0] == "0" and len(text) > 1:
                 raise self.refuse("a whole number does not begin with 0", token, f"write {int(text)}")
         elif len(text) > LONGEST_NUMBER:
@@ -197,20 +229,16 @@ class Scanner:
         if text in "\"'":
             width = len(self.source.lines[token.line - 1]) - token.column + 1
             span = self.source.span(token.line, token.column, width)
-            return RecipeSyntaxError("a text is not closed on its line", hint="\\n stands for a new line", span=span)
+            return RecipeSyntaxError(
+                "a text is not closed on its line", hint=f"close it with {text}; \\n stands for a new line", span=span
+            )
         hint = _FOREIGN_HINTS.get(text)
         if text in _FOREIGN:
-            return self.refuse(f"{_FOREIGN[text]} is not part of a recipe", token, hint)
+            return self.refuse(f"{_FOREIGN[text]} is not part of a recipe", token, hint or GRAMMAR)
         if text[0] in "+-*/|%&^<>":
             known = "only the operators + - * | are understood"
             return self.refuse(f"{text!r} is not part of a recipe", token, hint or known)
-        return self.refuse(f"{text!r} is not part of a recipe", token, hint)
-
-    def open_hint(self) -> str | None:
-        if not self.opened:
-            return None
-        last = self.opened[-1]
-        return f"{last.text!r} was opened at line {last.line}, column {last.column}"
+        return self.refuse(f"{text!r} is not part of a recipe", token, hint or GRAMMAR)
 
     def refuse(self, message: str, token: Token, hint: str | None = None) -> RecipeSyntaxError:
         return self.source.refuse(message, token.line, token.column, len(token.text), hint)

@@ -1,0 +1,58 @@
+"""Values as people type them on a command line."""
+
+from __future__ import annotations
+
+import pytest
+
+import remelt as rm
+from remelt.errors import RecipeError
+from remelt.recipe.blocks import Search
+from remelt.text.reader import parse_value
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("0.3", 0.3),
+        (" 7 ", 7),
+        ("-1e-3", -0.001),
+        ("+.5", 0.5),
+        ("true", True),
+        ("False", False),
+        ("none", None),
+        ("fp16", "fp16"),
+        ("two words", "two words"),
+        ("a.safetensors", "a.safetensors"),
+        ("C:\\models\\a", "C:\\models\\a"),
+        ("1.2.3", "1.2.3"),
+        ("", ""),
+        ('"0.3"', "0.3"),
+        ("'true'", "true"),
+        ("[1, 2.5]", (1, 2.5)),
+        ("search(0, 1)", Search(0.0, 1.0)),
+        ("blocks(IN00=0.2) | 0.33", rm.blocks(IN00=0.2) | 0.33),
+        ('keys({"*": 1})', rm.keys({"*": 1})),
+        ("blocks", "blocks"),
+    ],
+)
+def test_a_command_line_value_is_what_people_mean(typed: str, value: object) -> None:
+    found = parse_value(typed)
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("blocks(IN00=)", "value:1:13: a value is due before ')'"),
+        ("blocks(IN00=0.2", "value:1:7: '(' is never closed"),
+        ("[1, x]", "value:1:5: no step is named 'x'"),
+        ("search(1, 0)", "low below high"),
+        ('keys({"*": "a"})', "keys needs a number for '*'"),
+        ("1e999", "a recipe's numbers are finite, but got inf"),
+        ("[1]\n[2]", "a value is one expression"),
+    ],
+)
+def test_a_command_line_value_that_is_not_well_formed_is_refused(typed: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_value(typed)
+    assert message in str(caught.value)
