@@ -15,6 +15,7 @@ LONGEST_NAME = 400
 MOST_DIGITS = 64
 DEEPEST_BRACKETS = 64
 MOST_OPERATORS = 64
+MOST_NESTED_OPERATORS = 256
 
 GRAMMAR = "a recipe is assignments, calls, literals and the operators + - * |"
 NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")

@@ -19,6 +19,7 @@ from remelt.text.source import (
     LONGEST_STATEMENT,
     LONGEST_TEXT,
     MOST_DIGITS,
+    MOST_NESTED_OPERATORS,
     MOST_OPERATORS,
     SourceText,
 )
@@ -169,6 +170,9 @@ class Scanner:
             if self.operators[-1] > MOST_OPERATORS:
                 hint = "give a part a name of its own on a line before"
                 raise self.refuse(f"more than {MOST_OPERATORS} operators in one expression", token, hint)
+            if sum(self.operators) > MOST_NESTED_OPERATORS:
+                hint = "give an inner part a name of its own on a line before"
+                raise self.refuse(f"more than {MOST_NESTED_OPERATORS} operators around each other", token, hint)
         elif token.text == ",":
             self.operators[-1] = 0
         elif kind in ("foreign", "other"):
