@@ -38,7 +38,8 @@ def deviation(a: Tensor, *, sums: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def standardise(a: Same, *, sums: Sums) -> Same:
     """Mean 0 and deviation 1 over the whole tensor: two rounds of sums."""
     mean = sums["total"] / sums["count"]
-    return (a - float(mean)) / float((sums["squares"] / sums["count"]).sqrt())
+    deviation = float((sums["squares"] / sums["count"]).sqrt())
+    return (a - float(mean)) / (deviation or 1.0)
 
 
 def _pairs(layout: Mapping[str, TensorInfo]) -> Sequence[Group]:

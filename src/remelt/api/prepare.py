@@ -17,6 +17,7 @@ from remelt.api.resources import available_memory, free_disk, refuse_device, usa
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
 from remelt.check.inputs import Input, arch_of, input_groups
+from remelt.check.joining import join_reports
 from remelt.check.keys import KeyOptions, KeyReport, check_keys
 from remelt.check.names import check_names
 from remelt.check.report import fold_keys, problems_of
@@ -72,6 +73,9 @@ def prepare(
     Raises `RecipeError`, `CheckError` with all problems, `BudgetError` or `OutputError`; nothing was written then.
     """
     refuse_device(options.device)
+    for output in outputs:
+        if output is not None:
+            refuse_output(output, options.overwrite)
     folders = models_folders([Path(folder) for folder in options.models_dirs])
     recipes = [_with_fallback(source.recipe, options) for source in sources]
     graph = bind_recipes(recipes, methods, [str(source.folder) for source in sources])
@@ -149,19 +153,23 @@ class _Group:
     def check(self) -> KeyReport:
         """Archs, names and keys; all their problems at once."""
         problems: list[Problem] = []
-        given = list(self.inputs.values())
-        arch = arch_of(given, problems)
-        keys = list(dict.fromkeys(key for one in given for key in one.checkpoint.tensors))
-        self.layout = arch_layout(keys, arch)
-        steps = sorted({step for root in self.roots for step in self.graph.reachable(root)})
-        problems += check_names(self.graph, steps, self.layout)
-        _refuse(problems, self.graph)
+        layouts = []
+        for root in self.roots:
+            given = list(self.inputs_of(root).values())
+            arch = arch_of(given, problems)
+            keys = list(dict.fromkeys(key for one in given for key in one.checkpoint.tensors))
+            layouts.append(arch_layout(keys, arch))
+            problems += check_names(self.graph, self.graph.reachable(root), layouts[-1])
+        _refuse(list(dict.fromkeys(problems)), self.graph)
         options = KeyOptions(missing=self.options.missing, dtype=self.options.stored)  # type: ignore[arg-type]
-        report = check_keys(self.graph, self.roots, self.inputs, self.layout, options, self.masses)
-        problems += problems_of(report, given)
-        produced = {root for task in report.tasks for root, _, _ in task.outputs}
-        for place, root in enumerate(self.roots):
-            if place not in produced and not problems:
+        reports = [
+            check_keys(self.graph, [root], self.inputs_of(root), layout, options, self.masses)
+            for root, layout in zip(self.roots, layouts, strict=True)
+        ]
+        report = reports[0] if len(reports) == 1 else join_reports(reports)
+        problems += problems_of(report, list(self.inputs.values()))
+        for root, found in zip(self.roots, reports, strict=True):
+            if not found.tasks and not problems:
                 message = "the recipe's result has no tensors: its inputs share no key that it keeps"
                 problems.append(Problem("", message, span=self.graph.steps[root].span))
         if self.options.nonfinite == "missing" and any(name_of(self.masses[root]) == "delta" for root in self.roots):
@@ -181,7 +189,6 @@ class _Group:
         space = name_of(self.masses[root]) or "weight"
         if path is None:
             return PlannedOutput(None, space, tensors, None)
-        refuse_output(path, self.options.overwrite)
         metadata = {
             "format": "pt",
             "remelt_version": _version(),
@@ -196,15 +203,15 @@ class _Group:
 
     def weights_of(self, root: int) -> Iterator[int]:
         """The models that one result uses, in the recipe's order."""
-        for step in self.graph.reachable(root):
-            index = self.graph.steps[step].input
-            if index is not None and self.inputs[index].model.space == "weight":
-                yield index
+        yield from (index for index in self.graph.models_of(root) if self.inputs[index].model.space == "weight")
+
+    def inputs_of(self, root: int) -> dict[int, Input]:
+        """What one result reads, in the order in which the recipe names it."""
+        return {index: self.inputs[index] for index in self.graph.models_of(root)}
 
     def first_of(self, root: int) -> Input:
         """The first model of one result: its order, companions and layout are the result's."""
-        indices = [i for step in self.graph.reachable(root) if (i := self.graph.steps[step].input) is not None]
-        return self.inputs[next(self.weights_of(root), indices[0])]
+        return self.inputs[next(self.weights_of(root), self.graph.models_of(root)[0])]
 
     def resources(self) -> Resources:
         """Threads and memory: what was asked for, or one thread a core and a quarter of what is available."""
@@ -215,6 +222,7 @@ class _Group:
             memory=available_memory() // 4 if memory is None else memory,
             itemsize=compute.itemsize,
             compute_dtype=compute.name,
+            scans=self.options.nonfinite == "missing",
         )
 
     def refuse_disk(self, outputs: Sequence[PlannedOutput]) -> None:
@@ -237,7 +245,8 @@ class _Group:
             yield "the result is a difference of models (a delta), which no program can load as a model"
         for (lacking, having, settled), keys in report.lacking.items():
             done = f"taken from {having}" if settled == "first" else "left out"
-            yield f"{lacking} lacks {len(keys)} keys that {having} has, {done}: {fold_keys(keys)}"
+            plural = "s" if len(keys) != 1 else ""
+            yield f"{lacking} lacks {len(keys)} key{plural} that {having} has, {done}: {fold_keys(keys)}"
         if self.options.compute is DType.F32:
             wide = [
                 one.label

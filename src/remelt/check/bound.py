@@ -59,6 +59,22 @@ class BoundGraph:
             self._reachable[root] = [index for index, keep in enumerate(needed) if keep]
         return self._reachable[root]
 
+    def models_of(self, root: int) -> list[int]:
+        """The models that one result needs, in the order in which the recipe names them, from left to right."""
+        found: dict[int, None] = {}
+        seen: set[int] = set()
+        pending = [root]
+        while pending:
+            index = pending.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            step = self.steps[index]
+            if step.input is not None:
+                found.setdefault(step.input)
+            pending += [operand for _, operand in reversed(step.operands) if operand not in seen]
+        return list(found)
+
 
 def bind_recipes(
     recipes: Sequence[Node], methods: Mapping[str, Method[..., Any]], scopes: Sequence[str] = ()

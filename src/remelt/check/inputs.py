@@ -78,7 +78,7 @@ def input_groups(graph: BoundGraph) -> list[tuple[list[int], list[int]]]:
     for position, root in enumerate(graph.roots):
         if root < 0:
             continue
-        used = {index for step in graph.reachable(root) if (index := graph.steps[step].input) is not None}
+        used = set(graph.models_of(root))
         joined = [group for group in groups if group[1] & used]
         merged = (sorted([position, *(p for group in joined for p in group[0])]), used.union(*(g[1] for g in joined)))
         groups = [group for group in groups if not group[1] & used] + [merged]

@@ -53,6 +53,8 @@ class KeyReport:
     """Keys that no block weight speaks for, by argument: they take its default."""
     idle: dict[str, int] = field(default_factory=dict)
     """Tensors of an input that are not read because a number makes them idle: they are not checked either."""
+    labels: set[str] = field(default_factory=set)
+    """The inputs that were checked."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,8 @@ class _KeyCheck:
         self.report = KeyReport()
         self.masses = masses
         self.programs: dict[object, tuple[Program | None, list[Stranded]]] = {}
-        self.used_by_root = [self._inputs_of(root) for root in roots]
-
-    def _inputs_of(self, root: int) -> list[int]:
-        return [index for step in self.graph.reachable(root) if (index := self.graph.steps[step].input) is not None]
+        self.report.labels = {given.label for given in inputs.values()}
+        self.used_by_root = [graph.models_of(root) for root in roots]
 
     def run(self) -> KeyReport:
         for keys in self.groups.batches():
@@ -109,12 +109,11 @@ class _KeyCheck:
         found = {index: info for index, given in self.inputs.items() if (info := given.info(key)) is not None}
         kind = self._kind(key)
         facts, numbers, copied = kind
-        if not copied and not self._kinds_agree(key, found):
-            return
         first = next(iter(found.values())).shape
+        integral = () if copied else tuple((i, str(info.dtype)) for i, info in found.items() if not info.dtype.is_float)
         alike = all(info.shape == first for info in found.values()) and not self.specialiser.shapes_change
         shapes: dict[Place, Shape] | None = (
-            None if alike else {(index, None): info.shape for index, info in found.items()}
+            None if alike and not integral else {(index, None): info.shape for index, info in found.items()}
         )
         signature = (
             tuple(found),
@@ -122,10 +121,14 @@ class _KeyCheck:
             self.specialiser.selected(facts),
             () if copied else self.specialiser.shortcuts(numbers),
             None if shapes is None else tuple(shapes.values()),
+            integral,
         )
         if signature not in self.programs:
             present: set[Place] = {(index, None) for index in found}
-            self.programs[signature] = self.specialiser.specialise((None,), present, lambda _: kind, shapes)
+            integers: dict[Place, str] = {(index, None): dtype for index, dtype in integral}
+            self.programs[signature] = self.specialiser.specialise(
+                (None,), present, lambda _: kind, shapes, integers=integers
+            )
         program, stranded = self.programs[signature]
         self._finish(key, program, stranded, numbers, found, copied)
 
@@ -148,8 +151,8 @@ class _KeyCheck:
 
     def _kind(self, key: str) -> Kind:
         facts = self.layout.facts(key)
-        first = next(info for given in self.inputs.values() if (info := given.info(key)) is not None)
-        copied = facts.copied or not first.dtype.is_float
+        here = (info for given in self.inputs.values() if (info := given.info(key)) is not None)
+        copied = facts.copied or not any(info.dtype.is_float for info in here)
         return Kind(facts, () if copied else tuple(self._numbers(facts)), copied)
 
     def _finish(
@@ -179,9 +182,15 @@ class _KeyCheck:
             out_key = output.key or key
             source = output.dtype
             stored = source if isinstance(source, DType) else self._stored(source, output.source_key or key)
-            dtype = self.options.dtype if self.options.dtype is not None and stored.is_float else stored
+            dtype = self._cast(stored, out_key)
             shape = program.shapes[output.register]
             yield output.root, out_key, TensorInfo(dtype, self._shape(key) if shape is None else shape)
+
+    def _cast(self, stored: DType, key: str) -> DType:
+        """The element type of a result: as asked for, but what is only copied keeps its own."""
+        if self.options.dtype is None or not stored.is_float or self.layout.facts(key).copied:
+            return stored
+        return self.options.dtype
 
     def _stored(self, index: int, key: str) -> DType:
         info = self.inputs[index].info(key)
@@ -206,19 +215,10 @@ class _KeyCheck:
         if settled == "first":
             info = first.info(key)
             assert info is not None
-            dtype = self.options.dtype if self.options.dtype is not None and info.dtype.is_float else info.dtype
+            dtype = self._cast(info.dtype, key)
             program = self.specialiser.copy_of(weights[0], trouble.root)
             outputs = ((trouble.root, key, TensorInfo(dtype, info.shape)),)
             self.report.tasks.append(Task(key, program, (), info.shape, outputs, copy=True))
-
-    def _kinds_agree(self, key: str, found: Mapping[int, TensorInfo]) -> bool:
-        first = next(iter(found))
-        for index, info in found.items():
-            if not info.dtype.is_float:
-                message = f"{key} is {info.dtype}, but {found[first].dtype} in {self.inputs[first].label}"
-                self.report.mismatched.append((self.inputs[index].label, message, key))
-                return False
-        return True
 
     def _numbers(self, facts: KeyFacts) -> Iterator[float]:
         for step, name, weights, default in self.specialiser.slots:

@@ -96,6 +96,14 @@ class Program:
         """What is read, each tensor once."""
         return [instruction for instruction in self.instructions if isinstance(instruction, Load)]
 
+    def reached(self, registers: Sequence[int]) -> set[int]:
+        """The registers that are computed from some of those, and those themselves."""
+        found = set(registers)
+        for register in range(len(self.instructions)):
+            if not found.isdisjoint(self.operands(register)):
+                found.add(register)
+        return found
+
     def operands(self, register: int) -> tuple[int, ...]:
         """The registers that one instruction needs."""
         instruction = self.instructions[register]

@@ -25,7 +25,7 @@ def infer_masses(graph: BoundGraph) -> tuple[list[Mass], list[Problem]]:
     unsure: set[int] = set()
     for step in graph.steps:
         try:
-            masses.append(_mass(step, [masses[operand] for _, operand in step.operands]))
+            masses.append(_snapped(_mass(step, [masses[operand] for _, operand in step.operands])))
         except RecipeError as error:
             hint = None if error.hint is None else f"hint: {error.hint}"
             problems.append(Problem("", error.message, hint, error.span or step.span))
@@ -63,6 +63,11 @@ def name_of(mass: Mass) -> str | None:
     if mass is None:
         return "param"
     return "weight" if abs(mass - 1.0) <= _TOLERANCE else "delta" if abs(mass) <= _TOLERANCE else None
+
+
+def _snapped(mass: Mass) -> Mass:
+    """A mass that is 1 or 0 but for round-off, as 0.7 + 0.2 + 0.1 is, is that."""
+    return {"weight": 1.0, "delta": 0.0}.get(name_of(mass) or "", mass)
 
 
 def _mass(step: Step, masses: Sequence[Mass]) -> Mass:

@@ -60,9 +60,7 @@ class _State(NamedTuple):
     source_key: str | None = None
     lacking: tuple[str, ...] = ()
     shapes: tuple[str, str] | None = None
-
-
-_SLOT = object()
+    integral: bool = False
 
 
 class Specialiser:
@@ -131,14 +129,16 @@ class Specialiser:
         describe: Describe,
         shapes: Mapping[Place, Shape] | None,
         groups: Mapping[int, Mapping[str, Group]] | None = None,
+        integers: Mapping[Place, str] | None = None,
         only: int | None = None,
     ) -> tuple[Program | None, list[Stranded]]:
         """The program of the results at these keys, and the results that cannot be computed there.
 
         ``keys`` is ``(None,)`` for a key left open; ``describe`` tells its kind; ``groups`` gives, for each step of cut
-        ``model``, the group of each key; ``only`` asks for one step's value instead of the results'.
+        ``model``, the group of each key; ``integers`` names the types of inputs that are no floating-point numbers;
+        ``only`` asks for one step's value instead of the results'.
         """
-        walk = _Walk(self, present, describe, shapes, groups or {})
+        walk = _Walk(self, present, describe, shapes, groups or {}, integers or {})
         roots = [only] if only is not None else list(self.roots)
         needed = walk.needed(roots, keys)
         for index in self.steps:
@@ -167,8 +167,10 @@ class _Walk:
         describe: Describe,
         given: Mapping[Place, Shape] | None,
         groups: Mapping[int, Mapping[str, Group]],
+        integers: Mapping[Place, str],
     ) -> None:
         self.owner, self.present, self.describe, self.given, self.groups = owner, present, describe, given, groups
+        self.integers = integers
         self.states: dict[Place, _State] = {}
         self.instructions: list[Instruction] = []
         self.shapes: list[Shape | None] = []
@@ -208,7 +210,7 @@ class _Walk:
             if place not in self.loaded:
                 shape = None if self.given is None else self.given[place]
                 self.loaded[place] = self.emit(Load(step.input, key), shape)
-            return _State(self.loaded[place], step.input, key)
+            return _State(self.loaded[place], step.input, key, integral=place in self.integers)
         assert step.method is not None
         if index in self.groups and key is not None and key in self.groups[index]:
             return self.visit_group(index, step, self.groups[index][key], key)
@@ -221,6 +223,10 @@ class _Walk:
         if self.describe(key).copied:
             tensors = [s for s, (_, o) in zip(operands, step.operands, strict=True) if self.owner.masses[o] is not None]
             return self.first_present(tensors)
+        if self.given is not None and (clash := self.clash(step, operands, key)) is not None:
+            return clash
+        if self.integers and (whole := self.integers_only(step, operands)) is not None:
+            return whole
         idle = self.shortcut(index, step, operands, key)
         if idle is not None:
             return idle
@@ -230,9 +236,42 @@ class _Walk:
 
     def first_present(self, operands: Sequence[_State]) -> _State:
         for state in operands:
-            if state.register is not None:
+            if state.register is not None or state.shapes is not None:
                 return state
         return _State(None, lacking=_joined(operands))
+
+    def clash(self, step: Step, operands: Sequence[_State], key: str | None) -> _State | None:
+        """What does not fit among the operands that are there: shapes, or integers among floating-point numbers."""
+        assert step.method is not None
+        broken = next((state for state in operands if state.shapes is not None), None)
+        if broken is not None:
+            return broken
+        registers = [state.register for state in operands if state.register is not None]
+        known = [shape for register in registers if (shape := self.shapes[register]) is not None]
+        comparable = step.method.declaration.shape is None and len(known) == len(registers)
+        if comparable and any(shape != known[0] for shape in known):
+            return _State(None, shapes=self.mismatch(step, registers, known, key))
+        tensors = self.tensors(step, operands)
+        odd = next((state for state in tensors if state.integral), None)
+        plain = next((state for state in tensors if not state.integral), None)
+        if odd is None or plain is None:
+            return None
+        labels = [self.label(state.register or 0) for state in (odd, plain)]
+        dtype = self.integers[odd.dtype, key]  # type: ignore[index]
+        message = (
+            f"{{key}} is {dtype}, but holds floating-point numbers in {labels[1]}: {step.method.name} mixes no integers"
+        )
+        return _State(None, shapes=(labels[0], message))
+
+    def tensors(self, step: Step, operands: Sequence[_State]) -> list[_State]:
+        """The operands that are there, without masks."""
+        pairs = zip(operands, step.operands, strict=True)
+        return [s for s, (_, o) in pairs if self.owner.masses[o] is not None and s.register is not None]
+
+    def integers_only(self, step: Step, operands: Sequence[_State]) -> _State | None:
+        """Integers are copied, never averaged: the first operand that there is, where all are."""
+        tensors = self.tensors(step, operands)
+        return tensors[0] if tensors and all(state.integral for state in tensors) else None
 
     def absent(self, step: Step, operands: Sequence[_State]) -> _State:
         """Some operand has no such key: the call has none either, and says whose fault that is."""
@@ -254,8 +293,16 @@ class _Walk:
             if number == shortcut.value:
                 for (name, _), state in zip(step.operands, operands, strict=True):
                     if name == shortcut.result:
-                        return state
+                        return self.as_first(state, operands)
         return None
+
+    @staticmethod
+    def as_first(state: _State, operands: Sequence[_State]) -> _State:
+        """An operand in the first one's element type: what a result is stored in never depends on a number."""
+        first = operands[0]
+        if state.register is None or first.register is None:
+            return state
+        return state._replace(dtype=first.dtype, source_key=first.source_key)
 
     def apply(self, index: int, step: Step, operands: Sequence[_State], key: str | None) -> _State:
         assert step.method is not None
@@ -267,8 +314,6 @@ class _Walk:
             known = [known for known in shapes if known is not None]
             if declaration.shape is not None:
                 shape = declaration.shape(known, dict(step.values))
-            elif any(other != known[0] for other in known):
-                return _State(None, shapes=self.mismatch(step, registers, known, key))
         arguments, keywords = self.arguments(index, step, registers, key)
         cast = self.owner.casts.get(index)
         own_key = key if self.groups else None

@@ -7,13 +7,14 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from remelt.check.keys import Task
-from remelt.check.program import Load, Output, Program
+from remelt.check.program import Load, Output, Program, compact
 from remelt.core.dtype import DType
+from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import FiniteReport, NonFinite, is_finite
 from remelt.engine.sink import Sink
 from remelt.engine.tensors import TORCH, tensor_over
@@ -157,25 +158,48 @@ class _Run:
 
     def replaced(self, planned: PlannedTask) -> list[PlannedTask]:
         """The task, or where a tensor that it reads is not finite, copies from the first models that are."""
-        task = planned.task
+        task, program = planned.task, planned.task.program
         spoiled = {
-            (load.input, key) for load in task.program.loads if not self.finite(load.input, key := load.key or task.key)
+            (load.input, key) for load in program.loads if not self.finite(load.input, key := load.key or task.key)
         }
         if not spoiled:
             return [planned]
-        copies = []
-        for root, key, info in task.outputs:
-            having = [
-                index for index in self.execution.sources[root] if key in self.execution.checkpoints[index].tensors
+        affected = program.reached(
+            [
+                register
+                for register, load in enumerate(program.instructions)
+                if isinstance(load, Load) and (load.input, load.key or task.key) in spoiled
             ]
-            sound = [index for index in having if (index, key) not in spoiled and self.finite(index, key)]
-            source = (sound or having)[0]
+        )
+        tasks: list[Task] = []
+        untouched = []
+        for output, (root, key, info) in zip(program.outputs, task.outputs, strict=True):
+            source = self.source(root, key, info, spoiled) if output.register in affected else None
+            if source is None:
+                untouched.append((output, (root, key, info)))
+                continue
             self.report.add_replaced(key, self.execution.labels[source])
-            program = Program((Load(source, None),), (Output(root, None, 0, source, None),), (None,))
-            copy = Task(key, program, (), info.shape, ((root, key, info),), copy=True)
-            passes = schedule(program)
-            copies.append(PlannedTask(copy, passes, task_cost(copy, passes, 4), info.nbytes, True))
-        return copies
+            copied = Program((Load(source, None),), (Output(root, None, 0, source, None),), (None,))
+            tasks.append(Task(key, copied, (), info.shape, ((root, key, info),), copy=True))
+        if untouched:
+            rest = compact(program.instructions, [output for output, _ in untouched], program.shapes)
+            tasks.append(replace(task, program=rest, outputs=tuple(outputs for _, outputs in untouched)))
+        passes = [schedule(one.program) for one in tasks]
+        return [
+            PlannedTask(one, how, task_cost(one, how, self.place.compute.itemsize), 0, how.simple)
+            for one, how in zip(tasks, passes, strict=True)
+        ]
+
+    def source(self, root: int, key: str, info: TensorInfo, spoiled: set[tuple[int, str]]) -> int | None:
+        """The first model with a finite tensor of that shape, else the first with one of that shape, if any."""
+        models = self.execution.checkpoints
+        having = [
+            index
+            for index in self.execution.sources[root]
+            if (there := models[index].tensors.get(key)) is not None and there.shape == info.shape
+        ]
+        sound = (index for index in having if (index, key) not in spoiled and self.finite(index, key))
+        return next(sound, having[0] if having else None)
 
     def finite(self, index: int, key: str) -> bool:
         """Whether an input's tensor is finite, looked at tile by tile; told where it is not."""

@@ -128,8 +128,11 @@ class TaskRun:
             return raw
         values = raw.to(device=self.place.device, dtype=self.place.compute)
         if not is_finite(values):
-            self.place.report.add_input(self.place.labels[load.input], key)
             self.spoiled = True
+            if is_finite(raw):
+                self.place.report.add_result(key, f"{self.place.compute} arithmetic; --compute-dtype float64 does not")
+            else:
+                self.place.report.add_input(self.place.labels[load.input], key)
         return values
 
     def apply(self, register: int, instruction: Apply, values: Mapping[int, Any], begin: int, end: int) -> torch.Tensor:
@@ -265,7 +268,7 @@ class TaskRun:
         """A tile of a result in its stored type, at its place."""
         root, key, info = self.task.outputs[position]
         stored = values.to(TORCH[info.dtype]).cpu()
-        if stored.dtype != values.dtype and info.dtype.is_float and not is_finite(stored) and is_finite(values):
+        if info.dtype.is_float and not self.spoiled and not is_finite(stored):
             self.place.report.add_result(key, str(info.dtype))
             self.spoiled = True
         data, offset, sink = bytes_of(stored), begin * info.dtype.itemsize, self.place.sinks[root]

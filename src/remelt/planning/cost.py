@@ -21,7 +21,7 @@ SLICE = 2**22
 SCRATCH = 2**25
 """Bytes that the tiles of one thread should not exceed while smaller ones are possible."""
 _TEMPORARIES = 3
-"""Registers' worth of memory that methods and conversions use beside what the schedule counts."""
+"""Registers' worth of memory that conversions and plain methods use beside what the schedule counts."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Cost:
 
 def task_cost(task: Task, passes: Schedule, itemsize: int) -> Cost:
     """The cost of a task in a compute type of ``itemsize`` bytes."""
-    live = max((one.live for one in passes.passes if isinstance(one, Sweep)), default=1) + _TEMPORARIES
+    live = max((one.live for one in passes.passes if isinstance(one, Sweep)), default=1) + _temporaries(task)
     tile = TILE
     while tile > SMALLEST_TILE and tile * live * itemsize > SCRATCH:
         tile //= 2
@@ -46,6 +46,12 @@ def task_cost(task: Task, passes: Schedule, itemsize: int) -> Cost:
     calls = sum(isinstance(instruction, Apply) for instruction in task.program.instructions)
     work = math.prod(task.shape) * max(calls, 1) * len(passes.passes)
     return Cost(scratch + _whole_peak(task, passes, itemsize), tile, work)
+
+
+def _temporaries(task: Task) -> int:
+    """Registers' worth of memory beside the schedule's: what the neediest method declares, and the conversions."""
+    applied = (i.method.declaration.workspace for i in task.program.instructions if isinstance(i, Apply))
+    return max(_TEMPORARIES, math.ceil(max(applied, default=0.0)) + 2)
 
 
 def _numel(task: Task, shape: tuple[int, ...] | None) -> int:

@@ -91,6 +91,8 @@ class Resources:
     memory: int
     itemsize: int
     compute_dtype: str
+    scans: bool = False
+    """Whether every input is read once more beforehand, to look for NaN and infinities."""
 
 
 def make_plan(
@@ -113,7 +115,7 @@ def make_plan(
     parallel = sum(units[: resources.threads])
     if tasks and tasks[0].divisible:
         parallel = max(parallel, units[0] * min(resources.threads, _slices(tasks)))
-    read = sum(planned.read for planned in tasks)
+    read = sum(planned.read for planned in tasks) * (2 if resources.scans else 1)
     written = sum(output.size for output in outputs if output.path is not None)
     work = sum(planned.cost.work for planned in tasks)
     return Plan(
