@@ -57,6 +57,20 @@ def test_reductions_of_one_level_share_a_pass() -> None:
     assert shape_of(nested) == ["sweep", "sweep", "sweep"]
 
 
+def test_a_chain_of_reductions_costs_a_pass_each_and_keeps_one_tensor() -> None:
+    works, memory = [], []
+    for length in (10, 20, 40):
+        recipe = A
+        for _ in range(length):
+            recipe = rm.slerp(recipe, B, alpha=0.1)
+        (task,) = planned(recipe).tasks
+        assert len(task.passes.passes) == length + 1
+        works.append(sum(len(one.order) for one in task.passes.passes if isinstance(one, Sweep)))
+        memory.append(task.cost.memory)
+    assert works[2] - works[1] == 2 * (works[1] - works[0])
+    assert memory[0] == memory[1] == memory[2]
+
+
 def test_the_budget_bounds_the_peak_and_tiles_shrink_to_keep_scratch_small() -> None:
     many = rm.n_average(*(model(seed) for seed in range(200)))
     plan = planned(many)

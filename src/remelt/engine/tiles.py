@@ -97,6 +97,8 @@ class TaskRun:
                 self.write(position, values[self.program.outputs[position].register], begin)
         for register, found in sums.items():
             self.sums.setdefault(register, {}).update(found)
+        for register in sweep.drops:
+            self.whole.pop(register, None)
 
     def evaluate(self, sweep: Sweep, begin: int, end: int, size: int) -> dict[int, torch.Tensor]:
         """The registers of a sweep for one tile; those that nothing needs any more are let go at once."""

@@ -20,6 +20,8 @@ SLICE = 2**22
 """Elements that one thread takes at a time from a tensor that may be cut anywhere."""
 SCRATCH = 2**25
 """Bytes that the tiles of one thread should not exceed while smaller ones are possible."""
+STORED = 2**18
+"""Elements up to which a tensor's intermediate results are kept whole between passes."""
 _TEMPORARIES = 3
 """Registers' worth of memory that conversions and plain methods use beside what the schedule counts."""
 
@@ -68,6 +70,8 @@ def _whole_peak(task: Task, passes: Schedule, itemsize: int) -> int:
         if isinstance(one, Sweep):
             held.update({register: sizes[register] for register in one.gathers})
             peak = max(peak, sum(held.values()))
+            for register in one.drops:
+                held.pop(register, None)
             continue
         peak = max(peak, sum(held.values()) + _call_bytes(one, task, sizes))
         held[one.register] = _result_bytes(one, task, sizes)

@@ -7,7 +7,7 @@ its own tiles can be computed. A method that needs whole tensors has its operand
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remelt.check.program import Apply, Item, Load, Program
 
@@ -18,7 +18,8 @@ class Sweep:
 
     ``reductions`` are pairs of register and round to add up; ``gathers`` are registers to keep whole; ``outputs`` are
     positions among the program's outputs to write. ``frees`` lists, for each instruction of ``order``, the registers
-    that are no longer needed after it. ``live`` is the most registers held at a time.
+    that are no longer needed after it. ``live`` is the most registers held at a time; ``drops`` are gathered registers
+    that no later pass needs.
     """
 
     order: tuple[int, ...]
@@ -28,6 +29,7 @@ class Sweep:
     frees: tuple[tuple[int, ...], ...]
     live: int
     shape: tuple[int, ...] | None
+    drops: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,19 @@ class Schedule:
     simple: bool
 
 
-def schedule(program: Program) -> Schedule:
-    """The passes of a program."""
-    return _Scheduler(program).run()
+def schedule(program: Program, *, store: bool = False) -> Schedule:
+    """The passes of a program.
+
+    With ``store``, the results of methods with reductions are kept whole for the passes after them, so that a chain of
+    such methods costs a pass each; without, every pass computes anew what is below it, and holds only tiles.
+    """
+    return _Scheduler(program, store=store).run()
 
 
 class _Scheduler:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, store: bool) -> None:
         self.program = program
+        self.store = store
         self.levels = [0] * len(program.instructions)
         self.whole: set[int] = set()
         for register, instruction in enumerate(program.instructions):
@@ -74,6 +81,7 @@ class _Scheduler:
         calls: dict[int, list[int]] = {}
         reductions: dict[int, list[tuple[int, int]]] = {}
         outputs: dict[int, list[int]] = {}
+        stores: dict[int, list[int]] = {}
         for register, instruction in enumerate(self.program.instructions):
             if not isinstance(instruction, Apply):
                 continue
@@ -81,6 +89,8 @@ class _Scheduler:
                 calls.setdefault(self.levels[register] - 1, []).append(register)
                 continue
             rounds = len(instruction.method.declaration.reductions)
+            if rounds and self.store:
+                stores.setdefault(self.levels[register], []).append(register)
             for number in range(rounds):
                 reductions.setdefault(self.levels[register] - rounds + number, []).append((register, number))
         for position, output in enumerate(self.program.outputs):
@@ -88,14 +98,17 @@ class _Scheduler:
         passes: list[Pass] = []
         gathered: set[int] = set(self.whole)
         for level in range(max([*self.levels, 0]) + 1):
+            stored = stores.get(level, []) if level < max(self.levels) else []
             wanted = dict.fromkeys(
                 operand
                 for register in calls.get(level, ())
                 for operand in self.program.operands(register)
                 if operand not in gathered
             )
+            wanted.update(dict.fromkeys(stored))
             gathered.update(wanted)
             passes += self._sweeps(reductions.get(level, ()), list(wanted), outputs.get(level, ()))
+            self.whole.update(stored)
             passes += [WholeCall(register, ()) for register in calls.get(level, ())]
         simple = len(passes) == 1 and isinstance(passes[0], Sweep)
         return Schedule(tuple(self._with_drops(passes)), simple)
@@ -163,8 +176,9 @@ class _Scheduler:
         result: list[Pass] = []
         for one in reversed(passes):
             if isinstance(one, Sweep):
-                used.update(register for register in one.order if register in self.whole)
-                result.append(one)
+                here = {register for register in one.order if register in self.whole}
+                result.append(replace(one, drops=tuple(sorted(here - used - set(one.gathers)))))
+                used |= here
                 continue
             operands = set(self.program.operands(one.register))
             result.append(WholeCall(one.register, tuple(sorted(operands - used))))

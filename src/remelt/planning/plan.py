@@ -12,7 +12,7 @@ from remelt.core.tensor_info import TensorInfo, total_bytes
 from remelt.core.units import format_bytes
 from remelt.errors import BudgetError
 from remelt.formats.layout import OutputLayout
-from remelt.planning.cost import SLICE, Cost, bytes_read, task_cost
+from remelt.planning.cost import SLICE, STORED, Cost, bytes_read, task_cost
 from remelt.planning.passes import Schedule, reads, schedule
 
 _READ_RATE = 3.0e9
@@ -135,15 +135,16 @@ def make_plan(
 
 
 def _planned(tasks: Sequence[Task], infos: Mapping[tuple[int, str], TensorInfo], itemsize: int) -> list[PlannedTask]:
-    schedules: dict[int, Schedule] = {}
-    counts: dict[int, list[tuple[object, int]]] = {}
+    schedules: dict[tuple[int, bool], Schedule] = {}
+    counts: dict[tuple[int, bool], list[tuple[object, int]]] = {}
     programs: list[Program] = []
     planned = []
     for task in tasks:
-        identity = id(task.program)
+        small = TensorInfo(task.outputs[0][2].dtype, task.shape).numel <= STORED
+        identity = id(task.program), small
         if identity not in schedules:
             programs.append(task.program)
-            schedules[identity] = schedule(task.program)
+            schedules[identity] = schedule(task.program, store=small)
             counts[identity] = reads(task.program, schedules[identity])  # type: ignore[assignment]
         passes = schedules[identity]
         read = bytes_read(task, counts[identity], infos)  # type: ignore[arg-type]
