@@ -23,6 +23,7 @@ from remelt.check.names import check_names
 from remelt.check.report import fold_keys, problems_of
 from remelt.check.spaces import infer_masses, name_of
 from remelt.core.checksum import PLACEHOLDER
+from remelt.core.collection import collection_paused
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.core.units import format_bytes
@@ -62,6 +63,7 @@ class Prepared:
         self.opened.close()
 
 
+@collection_paused()
 def prepare(
     sources: Sequence[Source],
     outputs: Sequence[Path | None],

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from remelt.core.collection import collection_paused
 from remelt.recipe.node import Literal, Node, literal
 from remelt.text.constructors import VALUE_WORDS
 from remelt.text.document import Document
@@ -41,7 +42,8 @@ def parse_document(text: str, source: str = "recipe") -> Document:
     first, number = first_content(lines)
     for grammar in GRAMMARS:
         if grammar.recognises(first):
-            return grammar.read(lines, number)
+            with collection_paused():
+                return grammar.read(lines, number)
     version = _VERSION.fullmatch(first)
     if version is not None:
         raise lines.refuse(

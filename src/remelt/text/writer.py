@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from remelt.core.collection import collection_paused
 from remelt.errors import RecipeError
 from remelt.recipe.blocks import BlockWeights
 from remelt.recipe.node import SPACES, Call, Model, Node, Parameter, Value, digests, model, parameter
@@ -24,6 +25,7 @@ _PLAIN_OPERANDS = (Model, Parameter, Call)
 Digest = bytes
 
 
+@collection_paused()
 def write_recipe(
     root: Node,
     *,
