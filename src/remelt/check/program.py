@@ -104,6 +104,18 @@ class Program:
                 found.add(register)
         return found
 
+    def shows_all(self) -> bool:
+        """Whether NaN or infinity in any element that is read always shows in an element of a result.
+
+        So it does where every tensor that is read reaches a result through methods that spread them.
+        """
+        shows = {output.register for output in self.outputs}
+        for register in range(len(self.instructions) - 1, -1, -1):
+            instruction = self.instructions[register]
+            if register in shows and isinstance(instruction, Apply) and instruction.method.declaration.spreads:
+                shows.update(instruction.operands)
+        return all(register in shows for register, found in enumerate(self.instructions) if isinstance(found, Load))
+
     def operands(self, register: int) -> tuple[int, ...]:
         """The registers that one instruction needs."""
         instruction = self.instructions[register]

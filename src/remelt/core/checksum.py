@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 WORD = 8
-PIECE = 2**13
+PIECE = 2**15
 """Words for which the numbers of places are drawn; further pieces multiply them by a number of their own."""
 PLACEHOLDER = "0" * 64
 _MASK = 2**64 - 1

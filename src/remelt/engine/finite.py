@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,9 +20,9 @@ def is_finite(values: torch.Tensor) -> bool:
     """
     if values.numel() == 0:
         return True
-    if values.element_size() < 4:
+    if values.element_size() == 1:
         values = values.float()
-    if bool(torch.isfinite(values.sum())):
+    if math.isfinite(values.sum(dtype=torch.float32 if values.element_size() == 2 else None).item()):
         return True
     return bool(torch.isfinite(values).all())
 

@@ -16,6 +16,7 @@ from remelt.check.program import Load, Output, Program, compact
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import FiniteReport, NonFinite, is_finite
+from remelt.engine.scratch import keep_freed_memory
 from remelt.engine.sink import Sink
 from remelt.engine.tensors import TORCH, tensor_over
 from remelt.engine.tiles import Stopped, TaskRun, Workplace, byte_range
@@ -87,6 +88,7 @@ class _Run:
         )
 
     def events(self) -> Iterator[Progress]:
+        keep_freed_memory()
         threads = [threading.Thread(target=self.work, daemon=True) for _ in range(self.plan.threads)]
         before = torch.get_num_threads()
         torch.set_num_threads(1)

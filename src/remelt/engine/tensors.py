@@ -45,6 +45,14 @@ def tensor_over(data: memoryview, dtype: DType) -> torch.Tensor:
     return torch.from_numpy(raw).view(TORCH[dtype])
 
 
+def aligned_view(data: memoryview, dtype: DType) -> torch.Tensor | None:
+    """The bytes as a flat tensor that looks at them where they lie; None where they are not aligned for that."""
+    raw = np.frombuffer(data, dtype=np.uint8)
+    if len(raw) == 0 or raw.ctypes.data % dtype.itemsize:
+        return None
+    return torch.from_numpy(raw).view(TORCH[dtype])
+
+
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """A contiguous tensor's bytes, without a copy."""
     flat = tensor.contiguous().reshape(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from remelt.core.dtype import DType
 from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import FiniteReport, is_finite
+from remelt.engine.scratch import Scratch
 from remelt.engine.sink import Sink
-from remelt.engine.tensors import TORCH, bytes_of, tensor_over
+from remelt.engine.tensors import TORCH, aligned_view, bytes_of, tensor_over
 from remelt.errors import MethodError, RemeltError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.cost import CHUNK
@@ -47,6 +48,9 @@ class Workplace:
     device: torch.device
     stopped: Callable[[], bool]
     wrote: Callable[[int], None]
+    scratch: Scratch = field(default_factory=Scratch)
+    watched: dict[int, bool] = field(default_factory=dict)
+    """For each program, by identity, whether its results show every NaN and infinity of what it reads."""
 
 
 class TaskRun:
@@ -58,6 +62,8 @@ class TaskRun:
         self.whole: dict[int, Any] = {}
         self.sums: dict[int, dict[str, torch.Tensor]] = {}
         self.spoiled = False
+        self.views: dict[Load, torch.Tensor | None] = {}
+        self.shows_all = self.watches_results()
         self.checksums = [0] * len(self.task.outputs)
 
     def run(self, start: int = 0, stop: int | None = None, *, keep: bool = True) -> None:
@@ -74,6 +80,14 @@ class TaskRun:
         for (root, key, info), found in zip(self.task.outputs, self.checksums, strict=True):
             begin, end = byte_range(info, start, stop)
             self.place.sinks[root].finished(key, begin, end, found % 2**64, keep=keep and not self.spoiled)
+
+    def watches_results(self) -> bool:
+        """Whether looking at results is enough to find NaN and infinities in what is read."""
+        known = self.place.watched.get(id(self.program))
+        if known is None:
+            known = self.planned.passes.simple and not self.task.copy and self.program.shows_all()
+            self.place.watched[id(self.program)] = known
+        return known
 
     def sweep(self, sweep: Sweep, start: int, stop: int | None) -> None:
         """One pass over tiles; elements outside ``start`` to ``stop`` are left to others."""
@@ -95,6 +109,8 @@ class TaskRun:
                 self.whole[register].view(-1)[begin:finish] = values[register]
             for position in sweep.outputs:
                 self.write(position, values[self.program.outputs[position].register], begin)
+            values.clear()
+            self.place.scratch.reset()
         for register, found in sums.items():
             self.sums.setdefault(register, {}).update(found)
         for register in sweep.drops:
@@ -113,29 +129,62 @@ class TaskRun:
             elif isinstance(instruction, Load):
                 values[register] = self.load(instruction, begin, end)
             for old in freed:
-                del values[old]
+                value = values.pop(old)
+                if type(instructions[old]) is Load and old not in whole:
+                    self.place.scratch.give_back(value, values.values())
         return values
 
     def load(self, load: Load, begin: int, end: int) -> torch.Tensor:
         """A tile of an input in the compute type, looked at for NaN and infinities."""
+        raw = self.raw(load, begin, end)
+        if self.task.copy:
+            if raw.is_floating_point() and not is_finite(raw):
+                self.blame(load, raw)
+            return raw
+        place = self.place
+        if raw.dtype is place.compute and place.device.type == "cpu":
+            values = raw
+        elif place.device.type == "cpu":
+            values = place.scratch.take(raw.numel(), place.compute).copy_(raw)
+        else:
+            values = raw.to(device=place.device, dtype=place.compute)
+        if not self.shows_all and not is_finite(values):
+            self.blame(load, raw)
+        return values
+
+    def raw(self, load: Load, begin: int, end: int) -> torch.Tensor:
+        """A tile of an input as it is stored."""
+        if load not in self.views:
+            self.views[load] = self.view(load)
+        whole = self.views[load]
+        if whole is not None:
+            return whole[begin:end]
         key = load.key or self.task.key
         checkpoint = self.place.checkpoints[load.input]
         dtype = checkpoint.tensors[key].dtype
-        width = dtype.itemsize
-        raw = tensor_over(checkpoint.read(key, begin * width, end * width), dtype)
-        if self.task.copy:
-            if dtype.is_float and not is_finite(raw):
-                self.place.report.add_input(self.place.labels[load.input], key)
-                self.spoiled = True
-            return raw
-        values = raw.to(device=self.place.device, dtype=self.place.compute)
-        if not is_finite(values):
-            self.spoiled = True
-            if is_finite(raw):
-                self.place.report.add_result(key, f"{self.place.compute} arithmetic; --compute-dtype float64 does not")
-            else:
-                self.place.report.add_input(self.place.labels[load.input], key)
-        return values
+        return tensor_over(checkpoint.read(key, begin * dtype.itemsize, end * dtype.itemsize), dtype)
+
+    def view(self, load: Load) -> torch.Tensor | None:
+        """The whole of an input where it lies, if it can be looked at there."""
+        key = load.key or self.task.key
+        checkpoint = self.place.checkpoints[load.input]
+        return aligned_view(checkpoint.read(key), checkpoint.tensors[key].dtype) if checkpoint.is_view(key) else None
+
+    def blame(self, load: Load, raw: torch.Tensor) -> None:
+        """Tell whose NaN or infinity was met: the input's, or that of converting it to the compute type."""
+        self.spoiled = True
+        key = load.key or self.task.key
+        if is_finite(raw):
+            self.place.report.add_result(key, f"{self.place.compute} arithmetic; --compute-dtype float64 does not")
+        else:
+            self.place.report.add_input(self.place.labels[load.input], key)
+
+    def blame_inputs(self, begin: int, end: int) -> None:
+        """A result is not finite, and only results were looked at: find the inputs that are to blame."""
+        for load in self.program.loads:
+            raw = self.raw(load, begin, end)
+            if raw.is_floating_point() and not is_finite(raw.to(self.place.compute)):
+                self.blame(load, raw)
 
     def apply(self, register: int, instruction: Apply, values: Mapping[int, Any], begin: int, end: int) -> torch.Tensor:
         """A method on one tile, with what the engine gives it: sums and random numbers."""
@@ -266,12 +315,23 @@ class TaskRun:
             )
         return self.settled(result, instruction.cast).contiguous()
 
+    def stored(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Values in the type and in the memory from which they are written."""
+        if values.dtype is dtype or values.device.type != "cpu":
+            return values.to(dtype).cpu()
+        return self.place.scratch.take(values.numel(), dtype).copy_(values)
+
     def write(self, position: int, values: torch.Tensor, begin: int) -> None:
         """A tile of a result in its stored type, at its place."""
         root, key, info = self.task.outputs[position]
-        stored = values.to(TORCH[info.dtype]).cpu()
-        if info.dtype.is_float and not self.spoiled and not is_finite(stored):
-            self.place.report.add_result(key, str(info.dtype))
+        stored = self.stored(values, TORCH[info.dtype])
+        if info.dtype.is_float and (self.shows_all or not self.spoiled) and not is_finite(stored):
+            before = self.spoiled
+            self.spoiled = False
+            if self.shows_all:
+                self.blame_inputs(begin, begin + stored.numel())
+            if not self.spoiled and not before:
+                self.place.report.add_result(key, str(info.dtype))
             self.spoiled = True
         data, offset, sink = bytes_of(stored), begin * info.dtype.itemsize, self.place.sinks[root]
         sink.write(key, offset, data)

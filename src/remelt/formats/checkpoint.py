@@ -27,6 +27,10 @@ class Checkpoint(ABC):
     def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Row-major bytes of a tensor, from ``start`` to ``stop``; a view where the storage allows."""
 
+    def is_view(self, key: str) -> bool:
+        """Whether reading a tensor, whole or in part, only looks at where it lies, and copies nothing."""
+        return False
+
     @abstractmethod
     def position(self, key: str) -> tuple[int, int]:
         """The file's number and the offset there: what to sort by to read in order."""

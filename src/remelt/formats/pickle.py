@@ -68,6 +68,10 @@ class PickleCheckpoint(Checkpoint):
         gathered = view.flat[start // width : end // width]
         return memoryview(np.ascontiguousarray(gathered).view(np.uint8).reshape(-1))  # type: ignore[arg-type]
 
+    def is_view(self, key: str) -> bool:
+        """Where the tensor is contiguous."""
+        return _is_contiguous(self._tensors[key])
+
     def position(self, key: str) -> tuple[int, int]:
         """The tensor's offset in the file."""
         return 0, self._offsets[key]

@@ -63,6 +63,10 @@ class SafetensorsCheckpoint(Checkpoint):
         end = self.tensors[key].nbytes if stop is None else stop
         return self._view[begin + start : begin + end]
 
+    def is_view(self, key: str) -> bool:
+        """Always: the file is mapped."""
+        return True
+
     def position(self, key: str) -> tuple[int, int]:
         """The tensor's offset in the file."""
         return 0, self._offsets[key]

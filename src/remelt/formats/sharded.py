@@ -52,6 +52,11 @@ class FolderCheckpoint(Checkpoint):
         number, stored = self._home[key]
         return self._parts[number].read(stored, start, stop)
 
+    def is_view(self, key: str) -> bool:
+        """As the file that holds it does."""
+        number, stored = self._home[key]
+        return self._parts[number].is_view(stored)
+
     def position(self, key: str) -> tuple[int, int]:
         """The file's number among the folder's, and the offset there."""
         number, stored = self._home[key]

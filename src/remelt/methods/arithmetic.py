@@ -67,7 +67,7 @@ def _product_of_masses(masses: Sequence[Mass], values: Bindings) -> Mass:
     return mass
 
 
-@merge_method(cut="element", mass=_sum_of_masses)
+@merge_method(cut="element", spreads=True, mass=_sum_of_masses)
 def add(a: AnySpace, b: AnySpace) -> AnySpace:
     """The sum: the operator ``+``.
 
@@ -84,7 +84,7 @@ def add(a: AnySpace, b: AnySpace) -> AnySpace:
     return a + b
 
 
-@merge_method(cut="element", mass=_difference_of_masses)
+@merge_method(cut="element", spreads=True, mass=_difference_of_masses)
 def subtract(a: AnySpace, b: AnySpace) -> AnySpace:
     """The difference: the operator ``-``.
 
@@ -101,7 +101,7 @@ def subtract(a: AnySpace, b: AnySpace) -> AnySpace:
     return a - b
 
 
-@merge_method(cut="element", mass=_scaled_mass, shortcuts=(Shortcut("alpha", 1.0, "a"),))
+@merge_method(cut="element", spreads=True, mass=_scaled_mass, shortcuts=(Shortcut("alpha", 1.0, "a"),))
 def scale(a: AnySpace, alpha: Mask = 1.0) -> AnySpace:
     """A multiple: the operator ``*`` with a number.
 
@@ -119,7 +119,7 @@ def scale(a: AnySpace, alpha: Mask = 1.0) -> AnySpace:
     return scaled
 
 
-@merge_method(cut="element", mass=_product_of_masses)
+@merge_method(cut="element", spreads=True, mass=_product_of_masses)
 def multiply(a: AnySpace, b: AnySpace) -> AnySpace:
     """The product of a delta and a param, or of two params: the operator ``*`` between tensors.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from remelt.recipe.method import Delta, Mask, Same, Shortcut, merge_method
 
 
-@merge_method(cut="element", shortcuts=(Shortcut("alpha", 0.0, "a"), Shortcut("alpha", 1.0, "b")))
+@merge_method(cut="element", spreads=True, shortcuts=(Shortcut("alpha", 0.0, "a"), Shortcut("alpha", 1.0, "b")))
 def weighted_sum(a: Same, b: Same, *, alpha: Mask = 0.5) -> Same:
     """Move ``a`` towards ``b``.
 
@@ -26,7 +26,7 @@ def weighted_sum(a: Same, b: Same, *, alpha: Mask = 0.5) -> Same:
     return torch.lerp(a, b, alpha)  # alpha is a float or a tensor of the compute type: nothing is rounded
 
 
-@merge_method(cut="element")
+@merge_method(cut="element", spreads=True)
 def n_average(*models: Same) -> Same:
     """The mean of any number of models.
 
@@ -46,7 +46,7 @@ def n_average(*models: Same) -> Same:
     return total.div_(len(models))
 
 
-@merge_method(cut="element", shortcuts=(Shortcut("alpha", 0.0, "a"),))
+@merge_method(cut="element", spreads=True, shortcuts=(Shortcut("alpha", 0.0, "a"),))
 def add_difference(a: Same, b: Delta, *, alpha: Mask = 1.0) -> Same:
     """Add a difference of models to a model.
 

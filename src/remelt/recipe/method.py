@@ -130,6 +130,8 @@ class Declaration:
     - ``first_present``: the result is the first operand that has the key.
     - ``casts``: the parameter that names the result's element type.
     - ``shape``: the result's shape, where it is not the first operand's.
+    - ``spreads``: whether NaN or infinity in any operand's element always makes that element of the result NaN or
+      infinite, as sums and products do: then looking at the result is enough to find them.
     - ``workspace``: peak of temporary memory beside operands and result, in multiples of one operand.
     """
 
@@ -142,6 +144,7 @@ class Declaration:
     first_present: bool = False
     casts: str | None = None
     shape: Callable[[Sequence[tuple[int, ...]], Bindings], tuple[int, ...]] | None = None
+    spreads: bool = False
     workspace: float = 2.0
 
 
