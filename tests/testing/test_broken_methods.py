@@ -203,6 +203,12 @@ def drops_nan(a: Same) -> Same:
     return a[~a.isnan()] if bool(a.isnan().any()) else a
 
 
+@caught_by("test_nan_and_infinities_spread_where_that_is_declared", "hides nan in operand 1")
+@merge_method(cut="element", spreads=True)
+def says_that_it_spreads(a: Same, b: Same) -> Same:
+    return a.nan_to_num() + b
+
+
 CUT = "test_any_cut_of_the_tensors_gives_the_same_bits"
 
 

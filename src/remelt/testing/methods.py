@@ -146,6 +146,21 @@ class MethodConformance:
                     result = one.apply(tensors)
                 require_form(one, result, declared, dtype)
 
+    def test_nan_and_infinities_spread_where_that_is_declared(self, case: Case) -> None:
+        if not case.method.declaration.spreads:
+            return
+        law = "a method that spreads NaN and infinities shows each of them in that element of its result"
+        require(case.method.declaration.cut == "element", law, f"{case.method.name} is not of cut 'element'")
+        for one, dtype, shape in trials(case):
+            for slot in range(len(one.slots)):
+                for value in (float("nan"), float("inf"), -float("inf")):
+                    tensors = one.operands(shape, dtype)
+                    if tensors[slot].numel() == 0:
+                        continue
+                    tensors[slot].view(-1)[-1] = value
+                    shown = one_result(one, tensors).reshape(-1)[-1]
+                    require(not bool(shown.isfinite()), law, f"{one.method.name} hides {value} in operand {slot + 1}")
+
     def test_any_cut_of_the_tensors_gives_the_same_bits(self, case: Case) -> None:
         if case.method.declaration.cut != "element":
             return
