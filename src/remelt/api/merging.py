@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from remelt.api.options import MergeOptions, PathLike
 from remelt.api.outputs import output_path
 from remelt.api.prepare import Prepared, PreparedGroup, prepare
 from remelt.api.recipes import Source, load_recipe
+from remelt.core.nearest import nearest_hint
+from remelt.errors import OptionError, RunError
 from remelt.methods import METHODS
 from remelt.planning.plan import Plan
 from remelt.recipe.node import Node
@@ -20,6 +23,7 @@ from remelt.recipe.node import Node
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from remelt.engine.commit import FileOutput
     from remelt.engine.run import Progress
 
 Watch = Callable[["Progress"], None]
@@ -54,8 +58,7 @@ def merge(
     >>> merge(remelt.weighted_sum(remelt.model(a), remelt.model(b), alpha=0.25))
     {'w': tensor([0.2500, 0.2500])}
     """
-    source = load_recipe(recipe)
-    chosen = MergeOptions(**{**source.options, **options})
+    source, chosen = _asked(recipe, output, options)
     with contextlib.closing(_merging([source], [output], chosen)) as running:
         merged = _drain(running, watch)
     return merged.tensors[0] if output is None else merged.paths[0]
@@ -66,9 +69,24 @@ def plan(recipe: Node | PathLike, output: PathLike | None = None, **options: Any
 
     Raises what `merge` would raise before writing.
     """
-    source = load_recipe(recipe)
-    with prepare_merges([source], [output], MergeOptions(**{**source.options, **options})) as prepared:
+    source, chosen = _asked(recipe, output, options)
+    with prepare_merges([source], [output], chosen) as prepared:
         return prepared.groups[0].plan
+
+
+def _asked(recipe: object, output: object, options: Mapping[str, Any]) -> tuple[Source, MergeOptions]:
+    """The recipe and the options of a merge; `OptionError` for arguments that are no such things."""
+    if not isinstance(recipe, Node | str | os.PathLike):
+        hint = "remelt.model(tensors) makes a recipe of tensors" if isinstance(recipe, Mapping) else None
+        raise OptionError(f"a recipe is a node or a file's path, but got {type(recipe).__name__}", hint=hint)
+    if not (output is None or isinstance(output, str | os.PathLike)):
+        raise OptionError(f"the output is a path, or None for memory, but got {type(output).__name__}")
+    known = [one.name for one in fields(MergeOptions)]
+    for name in options:
+        if name not in known:
+            raise OptionError(f"a merge has no option {name!r}", hint=nearest_hint(name, known))
+    source = load_recipe(recipe)
+    return source, MergeOptions(**{**source.options, **options})
 
 
 def prepare_merges(sources: Sequence[Source], outputs: Sequence[PathLike | None], options: MergeOptions) -> Prepared:
@@ -99,53 +117,70 @@ def _merging(sources: Sequence[Source], outputs: Sequence[PathLike | None], opti
 
 
 def run_prepared(prepared: Prepared, options: MergeOptions) -> Iterator[Progress | Merged]:
-    """Run planned merges: progress as it happens, and at the end what was done."""
+    """Run planned merges: progress as it happens, and at the end what was done.
+
+    No result takes its final name before all of them are complete.
+    """
     merged = Merged()
-    for group in prepared.groups:
-        yield from _run_group(group, options, merged)
+    files: list[FileOutput] = []
+    try:
+        for group in prepared.groups:
+            yield from _run_group(group, options, merged, files)
+        _publish(files)
+    except BaseException:
+        for file in files:
+            file.abandon()
+        raise
     yield merged
 
 
-def _run_group(group: PreparedGroup, options: MergeOptions, merged: Merged) -> Iterator[Progress]:
+def _publish(files: Sequence[FileOutput]) -> None:
+    published: list[str] = []
+    try:
+        for file in files:
+            file.publish()
+            published.append(str(file.path))
+    except (RunError, KeyboardInterrupt) as error:
+        if not published:
+            raise
+        done = f"published before that: {', '.join(published)}"
+        if isinstance(error, RunError):
+            raise RunError(f"{error.message}; {done}") from error
+        raise KeyboardInterrupt(done) from error
+
+
+def _run_group(
+    group: PreparedGroup, options: MergeOptions, merged: Merged, files: list[FileOutput]
+) -> Iterator[Progress]:
+    """Run one group up to complete results; those that go to disk are added to ``files``."""
     from remelt.engine.commit import FileOutput
     from remelt.engine.finite import FiniteReport
     from remelt.engine.run import Execution, run
     from remelt.engine.sink import MemorySink
 
     report = FiniteReport()
-    files: list[FileOutput] = []
     sinks: list[Any] = []
-    try:
-        for output, companions in zip(group.plan.outputs, group.companions, strict=True):
-            if output.path is None or output.layout is None:
-                sinks.append(MemorySink(output.tensors))
-            else:
-                files.append(
-                    FileOutput(
-                        output.layout,
-                        Path(output.path),
-                        companions,
-                        fingerprint=fingerprint(group, output, options),
-                        restart=options.restart,
-                    )
-                )
-                sinks.append(files[-1])
-                merged.kept += files[-1].kept
-        execution = Execution(
-            checkpoints={index: given.checkpoint for index, given in group.inputs.items()},
-            labels={index: given.label for index, given in group.inputs.items()},
-            sinks=sinks,
-            nonfinite=options.nonfinite,  # type: ignore[arg-type]
-            device=options.device,
-            sources=group.sources,
-        )
-        yield from run(group.plan, execution, report)
-        for file in files:
-            file.publish()
-    except BaseException:
-        for file in files:
-            file.abandon()
-        raise
+    begun = len(files)
+    for output, companions in zip(group.plan.outputs, group.companions, strict=True):
+        if output.path is None or output.layout is None:
+            sinks.append(MemorySink(output.tensors))
+            continue
+        key = fingerprint(group, output, options)
+        file = FileOutput(output.layout, Path(output.path), companions, fingerprint=key, restart=options.restart)
+        files.append(file)
+        sinks.append(file)
+        merged.kept += file.kept
+    execution = Execution(
+        checkpoints={index: given.checkpoint for index, given in group.inputs.items()},
+        labels={index: given.label for index, given in group.inputs.items()},
+        sinks=sinks,
+        nonfinite=options.nonfinite,  # type: ignore[arg-type]
+        device=options.device,
+        sources=group.sources,
+    )
+    yield from run(group.plan, execution, report)
+    for file in files[begun:]:
+        file.complete()
     merged.plans.append(group.plan)
     merged.nonfinite += report.describe()
     for position, output, sink in zip(group.positions, group.plan.outputs, sinks, strict=True):

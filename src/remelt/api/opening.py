@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def _open(
     else:
         folders = [folder, *models_dirs]
         path = _locate(model, folders)
-        identity = (path, model.space, model.sha256)
+        identity = (path.resolve(), model.space, model.sha256)
         if identity in known:
             return identity, None
         checkpoint = opened._files.enter_context(_open_locked(path, model, folders))
@@ -89,14 +90,18 @@ def _open(
 
 
 def _locate(model: Model, folders: Sequence[Path]) -> Path:
-    """The model's file; where the recipe is locked, one of another name but of that content will do."""
+    """The model's file; where the recipe is locked, one of another name but of that content will do.
+
+    Links are not followed: a file is called by the name that was asked for, not by its name in a cache.
+    """
     try:
-        return locate_model(model.name, folders).resolve()
+        found = locate_model(model.name, folders)
     except ModelNameError:
-        found = find_by_hash(model.sha256, folders) if model.sha256 is not None else None
-        if found is None:
+        by_hash = find_by_hash(model.sha256, folders) if model.sha256 is not None else None
+        if by_hash is None:
             raise
-        return found.resolve()
+        found = by_hash
+    return found.resolve() if found.name in ("", "..") else found.absolute()
 
 
 def _open_locked(path: Path, model: Model, folders: Sequence[Path]) -> Checkpoint:
@@ -115,11 +120,32 @@ def _open_locked(path: Path, model: Model, folders: Sequence[Path]) -> Checkpoin
 
 
 def _make_labels_unique(opened: Opened) -> None:
-    counts: dict[str, int] = {}
-    for given in opened.inputs.values():
-        counts[given.label] = counts.get(given.label, 0) + 1
+    """Make labels that several inputs have longer, by parts of their paths, until each is one input's alone."""
+    alike: dict[str, list[int]] = {}
     for index, given in opened.inputs.items():
-        if counts[given.label] > 1:
-            path = given.checkpoint.path
-            longer = f"{given.label} #{index + 1}" if path is None else f"{path.parent.name}/{path.name}"
-            opened.inputs[index] = replace(given, label=longer)
+        alike.setdefault(given.label, []).append(index)
+    for label, indexes in alike.items():
+        if len(indexes) < 2:
+            continue
+        paths = {index: path for index in indexes if (path := opened.inputs[index].checkpoint.path) is not None}
+        tails, times = _distinct_tails(set(paths.values())), Counter(paths.values())
+        for index in indexes:
+            path, space = paths.get(index), opened.inputs[index].model.space
+            longer = f"{label} #{index + 1}" if path is None else tails[path]
+            if path is not None and times[path] > 1 and space != "weight":
+                longer = f"{longer} ({space})"
+            opened.inputs[index] = replace(opened.inputs[index], label=longer)
+
+
+def _distinct_tails(paths: set[Path]) -> dict[Path, str]:
+    """The shortest end of each path that no other has."""
+    found: dict[Path, str] = {}
+    count = 1
+    while len(found) < len(paths):
+        tails = {path: "/".join(path.parts[-count:]) for path in paths}
+        times = Counter(tails.values())
+        for path, tail in tails.items():
+            if times[tail] == 1 or count >= len(path.parts):
+                found.setdefault(path, tail)
+        count += 1
+    return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from remelt.api.resources import free_disk, nearest_folder
 from remelt.check.inputs import Input
 from remelt.core.tensor_info import TensorInfo
-from remelt.engine.commit import is_unfinished
-from remelt.errors import OptionError, OutputError
+from remelt.core.units import format_bytes
+from remelt.engine.commit import is_unfinished, is_unfinished_folder, reserved_bytes
+from remelt.errors import BudgetError, OptionError, OutputError
 from remelt.formats.layout import OutputLayout, file_layout, folder_layout
 from remelt.planning.plan import PlannedOutput
 
@@ -41,16 +43,34 @@ def output_path(output: Path, *, folder: bool) -> Path:
 
 def refuse_output(path: Path, overwrite: bool) -> None:
     """Refuse an output that exists, unless it may be replaced, or that cannot be a file or folder there."""
-    occupied = path.is_file() or (path.is_dir() and not all(is_unfinished(one.name) for one in path.iterdir()))
+    occupied = path.is_file() or (path.is_dir() and not is_unfinished_folder(path))
     if occupied and not overwrite:
         raise OutputError(f"{path} exists", hint="--overwrite replaces it, once the new one is complete")
     if path.suffix == SUFFIX and path.is_dir():
         raise OutputError(f"{path} is a folder", hint="give a file's name")
-    parent = path.parent
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    parent = nearest_folder(path.parent)
     if not parent.is_dir():
         raise OutputError(f"{parent} is not a folder, so {path} cannot be written")
+
+
+def refuse_full_disk(outputs: Sequence[PlannedOutput]) -> None:
+    """Refuse where the results would not fit their disks beside what is there; what is reserved already counts."""
+    needed: dict[int, int] = {}
+    folders: dict[int, Path] = {}
+    for output in outputs:
+        if output.path is None or output.layout is None:
+            continue
+        folder = nearest_folder(Path(output.path))
+        disk = folder.stat().st_dev
+        folders[disk] = folder
+        needed[disk] = needed.get(disk, 0) + output.size - reserved_bytes(output.layout, Path(output.path))
+    for disk, folder in folders.items():
+        free = free_disk(folder)
+        if free is not None and needed[disk] > free:
+            raise BudgetError(
+                f"the output needs {format_bytes(needed[disk])}, but the disk has {format_bytes(free)} free",
+                hint="free some, or write elsewhere with -o",
+            )
 
 
 def lay_out(
@@ -62,7 +82,13 @@ def lay_out(
             raise OptionError("shards go to a folder, but the output is a file", hint=f"-o {path.with_suffix('')}")
         file = file_layout(tensors, metadata, path.name)
         return OutputLayout(files=(file,), indexes=(), is_folder=False)
-    return folder_layout(tensors, metadata, max_shard_size=shard_bytes, weight_names=_weight_names(first))
+    layout = folder_layout(tensors, metadata, max_shard_size=shard_bytes, weight_names=_weight_names(first))
+    if (path / "model_index.json").is_file() and not any("/" in file.name for file in layout.files):
+        raise OutputError(
+            f"{path} is a model of several components, as its model_index.json says, and the result is not",
+            hint="write to another folder",
+        )
+    return layout
 
 
 def _weight_names(first: Input) -> dict[str, str]:

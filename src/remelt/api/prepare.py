@@ -11,9 +11,9 @@ from typing import Any
 from remelt.api.embedding import portable_text
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
-from remelt.api.outputs import companions_of, lay_out, refuse_output
+from remelt.api.outputs import companions_of, lay_out, refuse_full_disk, refuse_output
 from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
-from remelt.api.resources import available_memory, free_disk, refuse_device, usable_cores
+from remelt.api.resources import available_memory, refuse_device, usable_cores
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
 from remelt.check.inputs import Input, arch_of, input_groups
@@ -26,9 +26,8 @@ from remelt.core.checksum import PLACEHOLDER
 from remelt.core.collection import collection_paused
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.core.units import format_bytes
 from remelt.engine.executor import describe_executor
-from remelt.errors import BudgetError, CheckError, OptionError, Problem, RecipeError
+from remelt.errors import CheckError, OptionError, Problem, RecipeError
 from remelt.formats.locate import models_folders
 from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
 from remelt.recipe.method import Method
@@ -94,6 +93,7 @@ def prepare(
             _Group(graph, opened, masses, positions, used, options).prepare(outputs, texts)
             for positions, used in input_groups(graph)
         ]
+        refuse_full_disk([output for group in groups for output in group.plan.outputs])
     except BaseException:
         opened.close()
         raise
@@ -137,7 +137,6 @@ class _Group:
             self.output(place, report, outputs[position], texts[position])
             for place, position in enumerate(self.positions)
         ]
-        self.refuse_disk(planned)
         plan = make_plan(
             report,
             self.inputs,
@@ -226,20 +225,6 @@ class _Group:
             compute_dtype=compute.name,
             scans=self.options.nonfinite == "missing",
         )
-
-    def refuse_disk(self, outputs: Sequence[PlannedOutput]) -> None:
-        """Refuse where the results would not fit the disk beside what is there."""
-        by_disk: dict[int | None, int] = {}
-        for output in outputs:
-            if output.path is not None:
-                free = free_disk(Path(output.path))
-                by_disk[free] = by_disk.get(free, 0) + output.size
-        for free, needed in by_disk.items():
-            if free is not None and needed > free:
-                raise BudgetError(
-                    f"the output needs {format_bytes(needed)}, but the disk has {format_bytes(free)} free",
-                    hint="free some, or write elsewhere with -o",
-                )
 
     def warnings(self, report: KeyReport, outputs: Sequence[PlannedOutput]) -> Iterator[str]:
         """What a person should know before this is run."""

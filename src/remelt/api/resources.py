@@ -87,12 +87,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def nearest_folder(path: Path) -> Path:
+    """The path, or the nearest above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
 def free_disk(path: Path) -> int | None:
     """Free bytes where a path is or will be; None where that cannot be told."""
-    folder = path
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
-        return shutil.disk_usage(folder).free
+        return shutil.disk_usage(nearest_folder(path)).free
     except OSError:
         return None

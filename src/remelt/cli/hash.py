@@ -14,13 +14,12 @@ from remelt.cli.output import echo_json
 @click.command("hash")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--no-cache", is_flag=True, help="Read the files, whatever is remembered of them.")
-@shared.models
+@shared.models_only
 @shared.common
 def command(
     files: tuple[str, ...],
     no_cache: bool,
     models_dirs: tuple[Path, ...],
-    plugins: tuple[Path, ...],
     as_json: bool,
     debug: bool,
 ) -> None:

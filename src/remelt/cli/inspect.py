@@ -15,11 +15,9 @@ from remelt.core.units import format_bytes
 @click.command("inspect")
 @click.argument("file", metavar="FILE")
 @click.option("--deep", is_flag=True, help="Read all tensors and list those with NaN or infinities.")
-@shared.models
+@shared.models_only
 @shared.common
-def command(
-    file: str, deep: bool, models_dirs: tuple[Path, ...], plugins: tuple[Path, ...], as_json: bool, debug: bool
-) -> None:
+def command(file: str, deep: bool, models_dirs: tuple[Path, ...], as_json: bool, debug: bool) -> None:
     """Tell arch, keys, element types, size and the embedded recipe of a checkpoint."""
     from remelt.api.inspection import inspect
     from remelt.planning.explain import name_arch

@@ -38,6 +38,8 @@ def command(
     if output is None and not is_recipe_file(recipe):
         raise OutputError(f"{recipe} is a checkpoint: its locked recipe needs a file", hint="-o recipe.mecha")
     target = output or recipe
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder", hint="give a file's name")
     if target.exists() and target != recipe and not overwrite:
         raise OutputError(f"{target} exists", hint="--overwrite replaces it")
     locked = lock_recipe(recipe, models_dirs=models_dirs)

@@ -79,32 +79,41 @@ def run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else DONE
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: nothing was published; the same command continues", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        cause = error if isinstance(error, KeyboardInterrupt) else error.__cause__
+        published = str(cause) if isinstance(cause, KeyboardInterrupt) else ""
+        _tell(f"interrupted: {published or 'nothing was published'}; the same command continues", INTERRUPTED, as_json)
         return INTERRUPTED
     except click.ClickException as error:
         if as_json:
-            _echo_json({"error": error.format_message(), "exit_code": error.exit_code})
+            _tell(error.format_message(), error.exit_code, as_json)
         else:
             error.show()
         return error.exit_code
     except RemeltError as error:
         if debug:
             traceback.print_exc()
-        _tell(error, as_json)
+        _tell_error(error, as_json)
         return error.exit_code
     except BrokenPipeError:
         return FAILED
     except Exception as error:
         if debug:
             traceback.print_exc()
-        click.echo(
-            f"failed: {type(error).__name__}: {error}\nhint: this is a fault of remelt; --debug shows where", err=True
-        )
+        hint = "this is a fault of remelt; --debug shows where"
+        _tell(f"failed: {type(error).__name__}: {error}", FAILED, as_json, hint)
         return FAILED
 
 
-def _tell(error: RemeltError, as_json: bool) -> None:
+def _tell(message: str, exit_code: int, as_json: bool, hint: str | None = None) -> None:
+    """Say why the command ends as it does, on standard error or as JSON."""
+    if as_json:
+        _echo_json({"error": message, "hint": hint, "exit_code": exit_code})
+    else:
+        click.echo(message if hint is None else f"{message}\nhint: {hint}", err=True)
+
+
+def _tell_error(error: RemeltError, as_json: bool) -> None:
     if not as_json:
         click.echo(str(error) if error.span else f"error: {error}", err=True)
         return

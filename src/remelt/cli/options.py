@@ -19,7 +19,7 @@ _COMMON = [
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
 ]
-_MODELS = [
+_MODELS_DIR = [
     click.option(
         "--models-dir",
         "models_dirs",
@@ -28,6 +28,8 @@ _MODELS = [
         type=click.Path(path_type=Path),
         help="A folder of models, repeatable; also REMELT_MODELS_DIR and the config file.",
     ),
+]
+_PLUGIN = [
     click.option(
         "--plugin",
         "plugins",
@@ -90,7 +92,12 @@ def common(command: F) -> F:
 
 def models(command: F) -> F:
     """Where models and plugins are found."""
-    return _apply(_MODELS, command)
+    return _apply([*_MODELS_DIR, *_PLUGIN], command)
+
+
+def models_only(command: F) -> F:
+    """Where models are found, for commands that apply no merge method."""
+    return _apply(_MODELS_DIR, command)
 
 
 def merging(command: F) -> F:

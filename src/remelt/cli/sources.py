@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from remelt.api.options import MergeOptions
-from remelt.api.recipes import RECIPE_SUFFIXES, Source, compose, load_recipe
+from remelt.api.recipes import RECIPE_SUFFIXES, Source, compose_source, load_recipe
 from remelt.cli.options import split_pairs
-from remelt.errors import OptionError, UsageError
+from remelt.core.nearest import nearest_hint
+from remelt.errors import OptionError, RecipeError, UsageError
 from remelt.recipe.node import Call, Node, Value
 from remelt.text.reader import parse_value
+
+_OF_MODELS = ("config.json", "model_index.json", "remelt.journal")
+"""What only a model's own folder holds; the last one's publication was interrupted, and had removed the others."""
 
 
 def read_sources(words: Sequence[str], method: str | None, pairs: tuple[tuple[str, str], ...]) -> list[Source]:
@@ -27,12 +32,12 @@ def read_sources(words: Sequence[str], method: str | None, pairs: tuple[tuple[st
             "several models need a method, or a recipe that names them",
             hint="remelt merge A B -m weighted_sum -p alpha 0.3; remelt info lists the methods",
         )
-    sources = [load_recipe(word) for word in words]
+    sources = [load_recipe(Path(word) if Path(word).name not in ("", "..") else Path(word).resolve()) for word in words]
     if parameters and len(sources) > 1:
         raise UsageError("-p fills the parameters of one recipe, but several are given")
     if parameters:
         filled: dict[str, Any] = dict(parameters)
-        sources = [replace(sources[0], recipe=compose(sources[0].recipe, filled))]
+        sources = [replace(sources[0], recipe=compose_source(sources[0], filled))]
     return sources
 
 
@@ -47,39 +52,53 @@ def _expand(word: str) -> list[str]:
 
 
 def _call(words: Sequence[str], method: str, parameters: dict[str, str]) -> Node:
+    from remelt.methods import METHODS
+
+    if method not in METHODS:
+        hint = nearest_hint(method, METHODS) or "remelt info lists the merge methods"
+        raise RecipeError(f"no merge method is named {method!r}", hint=hint)
     kwargs = tuple((name, _value(name, text)) for name, text in parameters.items())
     return Call(method, tuple(Value(word) for word in words), kwargs)
 
 
-def _value(name: str, text: str) -> Value:
+def _value(name: str, text: str) -> Node:
     try:
-        return Value(parse_value(text))
+        value = parse_value(text)
+        return value if isinstance(value, Node) else Value(value)
     except UsageError:
         raise
     except Exception as error:
         raise OptionError(f"-p {name}: {text!r} is no value: {error}") from error
 
 
-def name_outputs(sources: Sequence[Source], output: str | None, options: MergeOptions) -> list[Path]:
-    """Where each result goes: as asked, by name in a folder for several, or by the recipe's name here."""
-    if len(sources) == 1:
-        if (
-            output is not None
-            and Path(output).is_dir()
-            and options.max_shard_size is None
-            and not _is_model(Path(output))
-        ):
-            return [Path(output) / f"{sources[0].name}.safetensors"]
-        return [Path(output) if output is not None else Path(f"{sources[0].name}.safetensors")]
-    if output is not None and Path(output).suffix == ".safetensors":
-        raise UsageError(f"{len(sources)} recipes need a folder, but the output is a file", hint="-o merges/")
-    folder = Path(output) if output is not None else Path()
+def name_outputs(sources: Sequence[Source], output: str | None, options: MergeOptions) -> list[str]:
+    """Where each result goes: as asked, by the recipe's name in a folder, or by its name here.
+
+    A path that ends in a slash is a folder for results, and so is one for several recipes, and a folder that is there
+    and is no model itself. Shards make each result a folder.
+    """
+    sharded = options.max_shard_size is not None
     names = [source.name for source in sources]
+    if output is None:
+        folder = Path()
+    elif len(sources) == 1 and not _is_folder_for_results(output, sharded):
+        return [output]
+    elif len(sources) > 1 and Path(output).suffix == ".safetensors" and not Path(output).is_dir():
+        raise UsageError(f"{len(sources)} recipes need a folder, but the output is a file", hint="-o merges/")
+    else:
+        folder = Path(output)
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UsageError(f"two recipes are named {doubled[0]!r}, so that one would replace the other")
-    return [folder / f"{name}.safetensors" for name in names]
+    return [str(folder / (name if sharded else f"{name}.safetensors")) for name in names]
 
 
-def _is_model(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or (folder / "config.json").exists()
+def _is_folder_for_results(output: str, sharded: bool) -> bool:
+    if sharded:
+        return False
+    if output.endswith(("/", os.sep)):
+        return True
+    folder = Path(output)
+    return folder.is_dir() and not (
+        any((folder / name).exists() for name in _OF_MODELS) or any(folder.glob("*.index.json"))
+    )

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from remelt.core.checksum import checksum, combined
-from remelt.engine.journal import Journal, Part
+from remelt.engine.journal import Journal, Names, Part, left_names
 from remelt.engine.lock import OutputLock
+from remelt.engine.opening import open_own
 from remelt.engine.sink import FileSink
 from remelt.errors import OutputError, RunError
 from remelt.formats.layout import OutputLayout
@@ -20,8 +21,9 @@ from remelt.formats.layout import OutputLayout
 PARTIAL = ".partial"
 JOURNAL, LOCK = "journal", "lock"
 _OF_FOLDER = "remelt."
-_STALE = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-_ENTRIES = (".index.json", "model_index.json")
+_STALE = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.partial)?")
+_INDEX = ".safetensors.index.json"
+_PIPELINE = "model_index.json"
 
 
 def is_unfinished(name: str) -> bool:
@@ -31,6 +33,28 @@ def is_unfinished(name: str) -> bool:
     (True, True, False)
     """
     return name.endswith(PARTIAL) or name in (_OF_FOLDER + JOURNAL, _OF_FOLDER + LOCK)
+
+
+def is_unfinished_folder(folder: Path) -> bool:
+    """Whether all files in a folder belong to a merge that is not done, those included that it began to publish."""
+    new = left_names(folder / (_OF_FOLDER + JOURNAL)).new
+    for parent, folders, files in os.walk(folder):
+        if any(os.path.islink(os.path.join(parent, name)) for name in folders):
+            return False
+        for name in files:
+            if not is_unfinished(name) and Path(parent, name).relative_to(folder).as_posix() not in new:
+                return False
+    return True
+
+
+def reserved_bytes(layout: OutputLayout, path: Path) -> int:
+    """What an interrupted run has reserved of a result already."""
+    reserved = 0
+    for file in layout.files:
+        target = path / file.name if layout.is_folder else path
+        with contextlib.suppress(OSError):
+            reserved += min(target.with_name(target.name + PARTIAL).stat().st_size, file.size)
+    return reserved
 
 
 class FileOutput:
@@ -57,6 +81,8 @@ class FileOutput:
         self.sinks: dict[str, FileSink] = {}
         self.by_key: dict[str, FileSink] = {}
         self.parts: dict[str, dict[int, Part]] = {}
+        self.new: frozenset[str] = frozenset()
+        """Files that an unfinished publication put where nothing was before."""
         self._mutex = threading.Lock()
         try:
             (path if layout.is_folder else path.parent).mkdir(parents=True, exist_ok=True)
@@ -68,7 +94,7 @@ class FileOutput:
             self._open(resume=self.continues and not restart)
         except OSError as error:
             self.abandon()
-            raise OutputError(f"cannot write to {path}: {error.strerror}") from error
+            raise OutputError(f"cannot write to {error.filename or path}: {error.strerror}") from error
         except BaseException:
             self.abandon()
             raise
@@ -82,7 +108,10 @@ class FileOutput:
         return self.path / name if self.layout.is_folder else self.path
 
     def _open(self, *, resume: bool) -> None:
+        earlier = left_names(self.journal.path)
+        self.new = earlier.new
         left = list(self.journal.parts()) if resume else []
+        files = frozenset(file.name for file in self.layout.files)
         for file in self.layout.files:
             target = self._final(file.name)
             partial = target.with_name(target.name + PARTIAL)
@@ -96,7 +125,12 @@ class FileOutput:
         kept = [part for part in left if self._is_sound(part)]
         for part in kept:
             self.parts.setdefault(part.key, {})[part.start] = part
-        self.journal.begin(kept)
+        if not self.layout.is_folder:
+            self.journal.begin(kept, Names())
+            return
+        for name in earlier.files - files:  # an unfinished merge of another layout
+            _remove(self._final(name + PARTIAL))
+        self.journal.begin(kept, Names(files, self.new))
 
     def _is_sound(self, part: Part) -> bool:
         """Whether the bytes of a finished part are what its journal says."""
@@ -137,24 +171,34 @@ class FileOutput:
         if keep:
             self.journal.add(part)
 
-    def publish(self) -> None:
-        """Make the result complete and visible: fsync, rename, index last, fsync of the folder."""
+    def complete(self) -> None:
+        """Everything is written: fill in the checksums, flush to the device, and close the files."""
         try:
             for sink in self.sinks.values():
                 sink.finish(combined({key: self._checksum(key) for key in sink.layout.offsets}))
+            self.journal.close()
+        except OSError as error:
+            raise RunError(f"cannot complete {self.path}: {error.strerror}") from error
+
+    def publish(self) -> None:
+        """Make the complete result visible: rename, index last, fsync of the folder."""
+        try:
             small = [(name, source.read_bytes()) for source, name in self.companions]
+            small += self.layout.indexes
             if self.layout.is_folder:
-                self.journal.publishing()
+                finals = {*self.sinks, *(name for name, _ in small)}
+                new = frozenset(name for name in finals if name in self.new or not os.path.lexists(self._final(name)))
+                self.journal.publishing(Names(frozenset(finals), new))
                 self._remove_entries()
             for name, sink in self.sinks.items():
                 os.replace(sink.path, self._final(name))
             folders = {self._final(name).parent for name in self.sinks}
             for folder in folders:  # an index must never be found before what it names
                 _sync_folder(folder)
-            for name, content in [*small, *self.layout.indexes]:
+            for name, content in small:
                 _write_small(self._final(name), content)
             if self.layout.is_folder:
-                self._remove_stale()
+                self._remove_stale({self._final(name) for name in finals})
             for folder in folders:
                 _sync_folder(folder)
             self.journal.remove()
@@ -165,25 +209,38 @@ class FileOutput:
     def _checksum(self, key: str) -> int:
         return sum(part.checksum for part in self.parts.get(key, {}).values()) % 2**64
 
+    def _stems(self) -> dict[Path, set[str]]:
+        """In each folder of the result, the names of its weight files without number and suffix."""
+        stems: dict[Path, set[str]] = {}
+        for name in self.sinks:
+            target = self._final(name)
+            match = _STALE.fullmatch(target.name)
+            assert match is not None
+            stems.setdefault(target.parent, set()).add(match[1])
+        return stems
+
     def _remove_entries(self) -> None:
         """Without its index, a folder with some old and some new shards is not taken for a model."""
-        folders = {self._final(name).parent for name in self.sinks} | {self.path}
-        for folder in folders:
-            removed = [path for path in folder.iterdir() if path.name.endswith(_ENTRIES)]
-            for path in removed:
-                path.unlink()
-            if removed:
-                _sync_folder(folder)
+        entries = {folder / f"{stem}{_INDEX}" for folder, stems in self._stems().items() for stem in stems}
+        if any("/" in name for name in self.sinks):
+            entries.add(self.path / _PIPELINE)
+        for path in sorted(entries):
+            if _remove(path):
+                _sync_folder(path.parent)
 
-    def _remove_stale(self) -> None:
-        """Weights of an older, differently sharded result would be loaded in place of these: they go."""
-        current = {self._final(name) for name in [*self.sinks, *(name for name, _ in self.layout.indexes)]}
-        stems = {match[1] for path in current if (match := _STALE.fullmatch(path.name))}
-        for folder in {path.parent for path in current}:
+    def _remove_stale(self, current: set[Path]) -> None:
+        """Weights of an older, differently sharded result would be loaded in place of these: they go.
+
+        So does what an unfinished merge left. Files under other names are somebody else's, and stay.
+        """
+        for folder, stems in self._stems().items():
             for path in folder.iterdir():
                 match = _STALE.fullmatch(path.name)
-                if match and match[1] in stems and path not in current:
-                    path.unlink()
+                if match and match[1] in stems and path not in current and not _is_being_written(path):
+                    _remove(path)
+        for name in self.new:
+            if self._final(name) not in current:
+                _remove(self._final(name))
 
     def abandon(self) -> None:
         """Stop: what is finished stays for the next run to continue, unless there is nothing of use."""
@@ -198,9 +255,24 @@ class FileOutput:
                 self.journal.close()
             else:
                 self.journal.remove()
+        with contextlib.suppress(OSError):
             self.lock.release()
+        with contextlib.suppress(OSError):
             if self.layout.is_folder and not keep:
                 _remove_empty(self.path)
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether an unfinished file has a journal of its own, as a merge to that single file keeps."""
+    return path.name.endswith(PARTIAL) and path.with_name(f"{path.name.removesuffix(PARTIAL)}.{JOURNAL}").exists()
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file or link; whether there was one. A folder of that name stays."""
+    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+        return False
+    path.unlink(missing_ok=True)
+    return True
 
 
 def _remove_empty(folder: Path) -> None:
@@ -215,9 +287,9 @@ def _remove_empty(folder: Path) -> None:
 def _write_small(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(partial, flags, 0o666)
+    descriptor = open_own(partial, os.O_WRONLY)
     try:
+        os.ftruncate(descriptor, 0)
         while content:
             content = content[os.write(descriptor, content) :]
         os.fsync(descriptor)

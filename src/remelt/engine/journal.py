@@ -3,6 +3,10 @@
 Its first line is a fingerprint of everything that decides the result's bytes; a journal of anything else is not
 continued. It need not be flushed in step with the data: what it says is verified against the data before it is
 believed, so that a line without its data, or data without its line, costs time and nothing else.
+
+It also names the files of the result, whoever made them, so that a later merge knows what in a folder is left of an
+unfinished one: ``file`` is one whose unfinished form may lie there, ``new`` one that publication gives its final name
+where nothing was before.
 """
 
 from __future__ import annotations
@@ -10,9 +14,12 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from remelt.engine.opening import open_own
+from remelt.formats.tensor_names import stays_inside
 
 _LONGEST = 2**28
 _PUBLISHING = {"publishing": "begun"}
@@ -26,6 +33,25 @@ class Part:
     start: int
     stop: int
     checksum: int
+
+
+@dataclass(frozen=True)
+class Names:
+    """The files of an unfinished output that its journal names: ``files`` by their place, ``new`` ones published."""
+
+    files: frozenset[str] = frozenset()
+    new: frozenset[str] = frozenset()
+
+
+def left_names(path: Path) -> Names:
+    """What the journal at a path names, of whatever result; nothing where there is none. Names stay in its folder."""
+    found: dict[str, set[str]] = {"file": set(), "new": set()}
+    for record in _records(path):
+        for kind, names in found.items():
+            name = record.get(kind)
+            if isinstance(name, str) and stays_inside(name) and "\\" not in name:
+                names.add(name)
+    return Names(frozenset(found["file"]), frozenset(found["new"]))
 
 
 class Journal:
@@ -43,29 +69,24 @@ class Journal:
 
         Reading stops at the first damaged line: a kill may cut the last one.
         """
-        try:
-            if self.path.stat().st_size > _LONGEST:
-                return
-            lines = self.path.read_bytes().split(b"\n")
-        except OSError:
+        records = _records(self.path)
+        if next(records, None) != {"fingerprint": self.fingerprint}:
             return
-        if not lines or _opened(lines[0]) != {"fingerprint": self.fingerprint}:
-            return
-        for line in lines[1:-1]:
-            found = _opened(line)
+        for found in records:
             if found == _PUBLISHING:
                 self.was_publishing = True
-                continue
-            try:
-                yield Part(found["key"], int(found["start"]), int(found["stop"]), int(found["checksum"], 16))
-            except (KeyError, TypeError, ValueError):
-                return
+            elif "key" in found:
+                try:
+                    yield Part(found["key"], int(found["start"]), int(found["stop"]), int(found["checksum"], 16))
+                except (KeyError, TypeError, ValueError):
+                    return
 
-    def begin(self, kept: list[Part]) -> None:
-        """Start the journal with what is kept; what it said before is gone."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self.path, flags, 0o666)
+    def begin(self, kept: Iterable[Part], names: Names) -> None:
+        """Start the journal with what is kept and the files that there are; what it said before is gone."""
+        self._descriptor = open_own(self.path, os.O_WRONLY | os.O_APPEND)
+        os.ftruncate(self._descriptor, 0)
         self._write({"fingerprint": self.fingerprint})
+        self._name(names)
         for part in kept:
             self.add(part)
 
@@ -73,12 +94,20 @@ class Journal:
         """Record a finished part; one write, so that threads need no lock."""
         self._write({"key": part.key, "start": part.start, "stop": part.stop, "checksum": f"{part.checksum:016x}"})
 
-    def publishing(self) -> None:
+    def publishing(self, names: Names) -> None:
         """Record that files are about to take their final names, and flush: from here on, they may be found there."""
+        self._name(names)
         self._write(_PUBLISHING)
         os.fsync(self._descriptor)
 
+    def _name(self, names: Names) -> None:
+        for kind, listed in (("file", names.files), ("new", names.new)):
+            for name in sorted(listed):
+                self._write({kind: name})
+
     def _write(self, record: Mapping[str, str | int]) -> None:
+        if self._descriptor < 0:
+            self._descriptor = open_own(self.path, os.O_WRONLY | os.O_APPEND)
         text = json.dumps(record, separators=(",", ":")).encode()
         os.write(self._descriptor, b"%08x %s\n" % (zlib.crc32(text), text))
 
@@ -92,6 +121,21 @@ class Journal:
         """Close and remove the file."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _records(path: Path) -> Iterator[dict[str, str]]:
+    """The records of a journal, up to the first damaged line."""
+    try:
+        if not path.is_file() or path.stat().st_size > _LONGEST:
+            return
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return
+    for line in lines[:-1]:
+        found = _opened(line)
+        if not found:
+            return
+        yield found
 
 
 def _opened(line: bytes) -> dict[str, str]:

@@ -24,9 +24,12 @@ class OutputLock:
         self._descriptor = self._acquire()
 
     def _acquire(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         while True:
+            if self.path.is_symlink():
+                raise OutputError(f"cannot write {self.path}: it is a symbolic link", hint="remove it")
             try:
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+                descriptor = os.open(self.path, flags, 0o666)
             except OSError as error:
                 raise OutputError(
                     f"cannot write {self.path}: {error.strerror}", hint="check the folder's permissions"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import torch
 
 from remelt.core.checksum import PLACEHOLDER
 from remelt.core.tensor_info import TensorInfo
+from remelt.engine.opening import open_own
 from remelt.engine.tensors import TORCH
 from remelt.errors import OutputError, RunError
 from remelt.formats.layout import FileLayout
@@ -73,9 +74,8 @@ class FileSink:
         self.layout = layout
         self.path = path
         self._lock = threading.Lock()
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         try:
-            self.descriptor = os.open(path, flags, 0o666)
+            self.descriptor = open_own(path, os.O_RDWR)
         except OSError as error:
             raise OutputError(
                 f"cannot write {path}: {error.strerror}", hint="check the folder's permissions"
@@ -135,22 +135,20 @@ class FileSink:
             os.lseek(self.descriptor, offset, os.SEEK_SET)
             return os.write(self.descriptor, data)
 
-    def read(self, key: str, start: int, stop: int) -> list[bytes]:
+    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
         """What is there of a tensor, in pieces."""
         offset = self.layout.offsets[key]
         return self._pieces(offset + start, offset + stop)
 
-    def _pieces(self, start: int, stop: int) -> list[bytes]:
-        pieces = []
-        with self._lock:
-            os.lseek(self.descriptor, start, os.SEEK_SET)
-            while start < stop:
+    def _pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        while start < stop:
+            with self._lock:
+                os.lseek(self.descriptor, start, os.SEEK_SET)
                 piece = os.read(self.descriptor, min(_READ, stop - start))
-                if not piece:
-                    break
-                pieces.append(piece)
-                start += len(piece)
-        return pieces
+            if not piece:
+                return
+            yield piece
+            start += len(piece)
 
     def finish(self, checksum: str) -> None:
         """Fill in the checksum, flush to the device and close."""

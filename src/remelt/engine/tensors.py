@@ -64,7 +64,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 def describe_tensors(tensors: Mapping[str, Any], name: str) -> dict[str, tuple[TensorInfo, memoryview]]:
     """Tensors in memory as bytes with their types and shapes, for a checkpoint in memory.
 
-    Raises `OptionError` for what is no tensor, or of a type that no checkpoint holds.
+    Raises `OptionError` for what is no tensor, of a type that no checkpoint holds, or without values.
     """
     described = {}
     for key, tensor in tensors.items():
@@ -74,6 +74,11 @@ def describe_tensors(tensors: Mapping[str, Any], name: str) -> dict[str, tuple[T
             )
         if tensor.dtype not in FROM_TORCH or tensor.layout != torch.strided:
             raise OptionError(f"{name}: {key} is {tensor.dtype} {tensor.layout}, which no checkpoint holds")
+        if tensor.is_meta:
+            raise OptionError(
+                f"{name}: {key} is on the device meta, where tensors have no values",
+                hint="load the model's weights first, or name its file",
+            )
         held = tensor.detach().cpu().contiguous()
         described[key] = TensorInfo(FROM_TORCH[held.dtype], tuple(held.shape)), bytes_of(held)
     return described

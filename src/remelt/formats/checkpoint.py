@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,8 @@ class Checkpoint(ABC):
         self.close()
 
 
+_RECIPES = (".mecha", ".remelt")
+_RECIPE = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s*+(?:#[^\n]*+\n)?+)*+version[ \t]*+\d")
 _TEXT = ("it is text, as a failed download leaves it", "download it again; git lfs pull fetches what a pointer names")
 _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"GGUF", "it is a GGUF file, which holds quantised tensors", "merge the weights that it was made from"),
@@ -96,12 +99,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from remelt.formats.pickle import PickleCheckpoint
 
         return PickleCheckpoint(path)
-    _refuse_foreign(start, path.name)
+    _refuse_foreign(start, path)
     return SafetensorsCheckpoint(path)
 
 
-def _refuse_foreign(start: bytes, name: str) -> None:
+def _refuse_foreign(start: bytes, path: Path) -> None:
     """Refuse other formats by their first bytes, each with the way to one that opens."""
+    name = path.name
+    if (path.suffix.lower() in _RECIPES and b"\0" not in start) or _RECIPE.match(start):
+        raise FormatError(
+            f"{name} is a recipe, not a model",
+            hint=f"remelt merge {name} makes a model of it; remelt compose puts it in the place of a parameter",
+        )
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise FormatError(
             f"{name} is a bare pickle, as torch.save wrote before version 1.6, which only running it reads",

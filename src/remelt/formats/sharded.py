@@ -37,7 +37,8 @@ class FolderCheckpoint(Checkpoint):
                 name = prefix + key
                 if name in tensors:
                     raise FormatError(
-                        f"{path.name}: tensor {shown(name)} is in two files: {self._name(name)} and {checkpoint.path}"
+                        f"{_named(path)}: tensor {shown(name)} is in two files: "
+                        f"{self._name(name)} and {checkpoint.path}"
                     )
                 tensors[name] = checkpoint.tensors[key]
                 self._home[name] = (number, key)
@@ -72,6 +73,11 @@ class FolderCheckpoint(Checkpoint):
             part.close()
 
 
+def _named(folder: Path) -> str:
+    """A folder's name, which ``.`` does not tell."""
+    return folder.name or folder.resolve().name or str(folder)
+
+
 def open_folder(path: Path) -> FolderCheckpoint:
     """Open a model folder by its index, its one weight file, or its components' subfolders.
 
@@ -89,14 +95,15 @@ def open_folder(path: Path) -> FolderCheckpoint:
             _add_components(parts, path)
         if not parts:
             raise FormatError(
-                f"{path.name} holds no model: it has no {_STEMS[0]}.safetensors, no *.index.json, and no such subfolder"
+                f"{_named(path)} holds no model: it has no {_STEMS[0]}.safetensors, no *.index.json, and no such "
+                "subfolder"
             )
         return FolderCheckpoint(path, parts)
     except BaseException as error:
         for _, part, _ in parts:
             part.close()
         if isinstance(error, OSError):
-            raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
+            raise FormatError(f"{_named(path)} cannot be read: {error.strerror}") from error
         raise
 
 
@@ -146,7 +153,7 @@ def _weights_of(folder: Path) -> Path | None:
     if len(found) > 1:
         listed = ", ".join(file.name for file in found[:8]) + (", ..." if len(found) > 8 else "")
         kind = "index files" if _is_index(found[0]) else "weight files and no index"
-        raise FormatError(f"{folder.name} has {len(found)} {kind}: {listed}", hint="name one of the files")
+        raise FormatError(f"{_named(folder)} has {len(found)} {kind}: {listed}", hint="name one of the files")
     return found[0] if found else None
 
 
