@@ -58,3 +58,42 @@ def test_depth_does_not_matter() -> None:
     for _ in range(20_000):
         recipe = rm.weighted_sum(recipe, rm.parameter("b"))
     assert list(parameters_of(compose(recipe, a=recipe))) == ["a.a", "a.b", "b"]
+
+
+def test_a_text_becomes_a_model_of_the_parameters_space_and_arch() -> None:
+    recipe = rm.model("a") + rm.parameter("d", space="delta", arch="sdxl")
+    expected = rm.model("a") + rm.model("b", space="delta", arch="sdxl")
+    assert compose(recipe, d="b").digest() == expected.digest()
+    assert compose(recipe, d=rm.model("b", space="delta")).digest() == expected.digest()
+    assert (
+        compose(recipe, d=rm.parameter("x", space="delta")).digest()
+        == (rm.model("a") + rm.parameter("d.x", space="delta", arch="sdxl")).digest()
+    )
+
+
+@pytest.mark.parametrize(
+    ("filling", "message", "hint"),
+    [
+        (
+            rm.model("b"),
+            "parameter 'd' has the space delta, but model 'b' that fills it has weight",
+            'say what it is: model("b", space="delta")',
+        ),
+        (
+            rm.parameter("x", space="param"),
+            "parameter 'd' has the space delta, but parameter 'x' that fills it has param",
+            'say what it is: parameter("x", space="delta")',
+        ),
+        (
+            rm.model("b", space="delta", arch="sd1"),
+            "parameter 'd' has the arch sdxl, but model 'b' that fills it has sd1",
+            'say what it is: model("b", arch="sdxl")',
+        ),
+    ],
+)
+def test_a_model_of_another_space_or_arch_is_refused(filling: rm.Node, message: str, hint: str) -> None:
+    recipe = rm.model("a") + rm.parameter("d", space="delta", arch="sdxl")
+    with pytest.raises(rm.RecipeError) as caught:
+        compose(recipe, d=filling)
+    assert caught.value.message == message
+    assert caught.value.hint == hint

@@ -93,6 +93,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: mixed(A, 0.5), "mixed needs a model for 'b', but got 0.5"),
     (lambda: mixed(A, B, alpha="m"), r"mixed needs a number, block weights or a tensor for 'alpha', but got 'm'"),
     (lambda: mixed(A, B, alpha="m"), r'a mask from a file is model\("m", space="param"\)'),
+    (lambda: mixed(A, B, alpha="model('m')"), r"a mask from a file is model\('m'\), without quotes around it"),
     (lambda: mixed(A, B, alpha=True), "mixed needs a number, block weights or a tensor for 'alpha', but got True"),
     (lambda: mixed(A, B, alpha=None), "mixed needs a number, block weights or a tensor for 'alpha', but got None"),
     (lambda: mixed(A, B, power="2"), "mixed needs a number or block weights for 'power', but got '2'"),

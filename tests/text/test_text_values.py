@@ -7,6 +7,7 @@ import pytest
 import remelt as rm
 from remelt.errors import RecipeError
 from remelt.recipe.blocks import Search
+from remelt.recipe.node import Node
 from remelt.text.reader import parse_value
 
 
@@ -50,9 +51,20 @@ def test_a_command_line_value_is_what_people_mean(typed: str, value: object) -> 
         ('keys({"*": "a"})', "keys needs a number for '*'"),
         ("1e999", "a recipe's numbers are finite, but got inf"),
         ("[1]\n[2]", "a value is one expression"),
+        ("model(mask)", 'a model stands in quotes: "mask"'),
+        ('model("m") - model("n")', "value:1:1: a value is a number, a text, a list, block weights or a model"),
+        ('model("m", space="x")', "a model's space is one of weight, delta, param, but got 'x'"),
     ],
 )
 def test_a_command_line_value_that_is_not_well_formed_is_refused(typed: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_value(typed)
     assert message in str(caught.value)
+
+
+def test_a_command_line_value_may_be_a_model() -> None:
+    found = parse_value(' model("mask.safetensors", space="param") ')
+    assert isinstance(found, Node)
+    assert found.digest() == rm.model("mask.safetensors", space="param").digest()
+    assert parse_value("model (1).safetensors") == "model (1).safetensors"
+    assert parse_value("models/a") == "models/a"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remelt.api.options import DECISIVE, PathLike
-from remelt.errors import OutputError, RecipeError, UsageError
+from remelt.errors import ModelNameError, OutputError, RecipeError, UsageError
 from remelt.formats.checkpoint import open_checkpoint
+from remelt.formats.locate import SUFFIXES, locate_model
 from remelt.recipe.compose import compose as compose_nodes
-from remelt.recipe.node import Model, Node, Operand
+from remelt.recipe.node import Call, Model, Node, Operand, Value
+from remelt.recipe.signature import name_models
+from remelt.recipe.walk import rewrite
 from remelt.text.document import Document
 from remelt.text.reader import parse_document, read_recipe
 from remelt.text.writer import write_recipe
@@ -137,17 +140,75 @@ def deserialize(text: str, *, source: str = "recipe") -> Node:
 def compose(recipe: Node | PathLike, arguments: dict[str, Operand] | None = None, /, **named: Operand) -> Node:
     """A recipe with its parameters filled by models or recipes; a path that is a recipe file is read.
 
-    Parameters that are not named stay open; those of an argument are renamed into its scope (``a.b``).
+    Models beside a recipe file are named as from the current folder. Parameters that are not named stay open; those of
+    an argument are renamed into its scope (``a.b``). A text or path becomes a model of the parameter's space.
     """
-    filled: dict[str, Operand] = {}
-    for name, argument in {**(arguments or {}), **named}.items():
-        filled[name] = _argument(argument)
-    return compose_nodes(load_recipe(recipe).recipe, filled)
+    source = load_recipe(recipe)
+    here = replace(source, recipe=relocated(source, Path.cwd()), folder=Path.cwd())
+    return compose_source(here, {**(arguments or {}), **named})
 
 
-def _argument(argument: Operand) -> Operand:
+def compose_source(source: Source, arguments: Mapping[str, Operand]) -> Node:
+    """The recipe of a source with its parameters filled; models beside an argument are named as from its folder."""
+    filled = {name: _argument(argument, source.folder) for name, argument in arguments.items()}
+    return compose_nodes(source.recipe, filled)
+
+
+def _argument(argument: Operand, folder: Path) -> Operand:
     if isinstance(argument, (str, os.PathLike)) and Path(argument).suffix in RECIPE_SUFFIXES:
-        return load_recipe(argument).recipe
-    if isinstance(argument, (str, os.PathLike)):
-        return Model(str(argument))
+        return relocated(load_recipe(argument), folder)
     return argument
+
+
+def relocated(source: Source, folder: Path) -> Node:
+    """The recipe of a source with each model beside it named as from another folder; other names stay."""
+    if source.folder == folder:
+        return source.recipe
+
+    def move(node: Node) -> Node:
+        if isinstance(node, Model) and node.tensors is None:
+            name = _from_folder(node.name, source.folder, folder)
+            return node if name == node.name else replace(node, name=name)
+        if isinstance(node, Call):
+            return _moved_texts(node, source.folder, folder)
+        return node
+
+    return rewrite(source.recipe, move)
+
+
+def _moved_texts(call: Call, beside: Path, folder: Path) -> Call:
+    """The call with its bare texts that mean models beside the recipe named as from another folder."""
+    moved = {
+        index: replace(child, value=name)
+        for index, child in enumerate(call.children)
+        if isinstance(child, Value)
+        and isinstance(child.value, str)
+        and (name := _from_folder(child.value, beside, folder)) != child.value
+    }
+    if not moved:
+        return call
+    from remelt.methods import METHODS  # looked up where a file has the name of a text, as this loads torch
+
+    if call.method in METHODS:
+        try:
+            meant = name_models(METHODS[call.method], call).children
+        except RecipeError:  # told when the recipe is checked
+            return call
+        moved = {index: child for index, child in moved.items() if isinstance(meant[index], Model)}
+    return call.with_children(moved.get(index, child) for index, child in enumerate(call.children))
+
+
+def _from_folder(name: str, beside: Path, folder: Path) -> str:
+    """A model's name as from another folder, where it is beside the recipe; else as it is."""
+    if not name or "\0" in name or os.path.isabs(os.path.expanduser(name)):
+        return name
+    path = beside / name
+    try:
+        locate_model(str(path), [])
+    except ModelNameError:
+        if not any(os.path.isfile(f"{path}{suffix}") for suffix in SUFFIXES):  # else it may be any of several there
+            return name
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # on another drive
+        return path.as_posix()

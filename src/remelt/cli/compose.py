@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from remelt.api.recipes import RECIPE_SUFFIXES, compose, load_recipe, serialize, write_text
+from remelt.api.recipes import RECIPE_SUFFIXES, compose_source, load_recipe, serialize, write_text
 from remelt.cli import options as shared
 from remelt.cli.output import echo_json
 from remelt.errors import ModelNameError, OutputError
@@ -30,7 +30,7 @@ from remelt.recipe.compose import parameters_of
     "-o", "--output", type=click.Path(path_type=Path), help="The recipe file to write; by default it is printed."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-@shared.models
+@shared.models_only
 @shared.common
 def command(base: str, parameters: tuple[tuple[str, str], ...], output: Path | None, **given: Any) -> None:
     """Fill a recipe's parameters with models or other recipes.
@@ -42,9 +42,11 @@ def command(base: str, parameters: tuple[tuple[str, str], ...], output: Path | N
     source = load_recipe(base)
     folders = [source.folder, *models_folders([Path(folder) for folder in given["models_dirs"]])]
     warnings = [warning for path in filled.values() if (warning := _missing(path, folders)) is not None]
-    recipe = compose(source.recipe, dict(filled))
+    recipe = compose_source(source, filled)
     text = serialize(recipe)
     if output is not None:
+        if output.is_dir():
+            raise OutputError(f"{output} is a folder", hint="give a file's name")
         if output.exists() and not given["overwrite"]:
             raise OutputError(f"{output} exists", hint="--overwrite replaces it")
         write_text(output, text)

@@ -131,7 +131,8 @@ def _plain(method: Method[..., Any], parameter: MethodParameter, node: Value, ca
     span = dict(call.spans).get(parameter.name) or node.span or call.span
     hint = method.signature
     if kind == "mask" and isinstance(value, str):
-        hint = f'{hint}; a mask from a file is model({json.dumps(value)}, space="param")'
+        written = value if value.startswith("model(") else f'model({json.dumps(value)}, space="param")'
+        hint = f"{hint}; a mask from a file is {written}{', without quotes around it' if written is value else ''}"
     raise RecipeError(f"{method.name} needs {wanted} for {parameter.name!r}, but got {value!r}", hint=hint, span=span)
 
 

@@ -67,12 +67,15 @@ class Expressions:
         except RecursionError:
             raise self.too_deep() from None
 
-    def value(self, statement: Statement) -> Literal:
-        """What a statement is that stands for a value, not for a step of a graph."""
+    def value(self, statement: Statement) -> Literal | Model:
+        """What a statement is that stands for a value or a model, not for a step of a graph."""
         parsed = self.parse(statement)
         found = self.convert(parsed.value) if isinstance(parsed, ast.Expr) else None
+        if isinstance(found, Model):
+            return found
         if isinstance(found, (Node, Mapping)) or not isinstance(parsed, ast.Expr):
-            self.fail("a value is a number, a text, a list or block weights", parsed, "as in 0.3 or blocks(IN00=0.2)")
+            hint = 'as in 0.3, blocks(IN00=0.2) or model("mask", space="param")'
+            self.fail("a value is a number, a text, a list, block weights or a model", parsed, hint)
         return found
 
     def parse(self, statement: Statement) -> ast.stmt:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from remelt.core.collection import collection_paused
-from remelt.recipe.node import Literal, Node, literal
+from remelt.recipe.node import Literal, Model, Node, literal
 from remelt.text.constructors import VALUE_WORDS
 from remelt.text.document import Document
 from remelt.text.expressions import Expressions
@@ -17,7 +17,7 @@ from remelt.text.statements import Statement, comments_between, first_content, s
 _VERSION = re.compile(r"version[ \t]+([^\s#]+)[ \t]*(?:\#.*)?")
 _OLDER_LINE = re.compile(r"""(?:model|parameter|literal|dict|merge|call|lora)[ \t]+["'&\w]""")
 _NUMBER = re.compile(r"[+-]?(?:([0-9]+)|(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]+)?)")
-_VALUE_CALL = re.compile(rf"(?:{'|'.join(VALUE_WORDS)})[ \t]*\(")
+_VALUE_CALL = re.compile(rf"(?:{'|'.join(VALUE_WORDS)})[ \t]*\(|model\(")
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -60,10 +60,11 @@ def parse_document(text: str, source: str = "recipe") -> Document:
     )
 
 
-def parse_value(text: str) -> Literal:
+def parse_value(text: str) -> Literal | Model:
     """A value as people type it on a command line: a number, true or false, block weights, a search; else a text.
 
-    Quotes around it make anything a text. Raises `RecipeError` for block weights or lists that are not well formed.
+    Quotes around it make anything a text; ``model("mask", space="param")`` is a model. Raises `RecipeError` for block
+    weights, lists and models that are not well formed.
 
     >>> parse_value("0.3"), parse_value("true"), parse_value("fp16"), parse_value("blocks(IN00=0.2) | 0.33")
     (0.3, True, 'fp16', blocks(IN00=0.2) | 0.33)
