@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remelt.archs.detect import Detection, detect, family_conflict
+from remelt.archs.detect import Detection, detect
 from remelt.archs.shapes import (
     flux_shapes,
     llama_shapes,
@@ -158,19 +158,6 @@ def test_a_file_of_two_archs_is_a_problem() -> None:
     assert found.arch is None
     assert found.problem == "it looks like flux and like sd1 at once"
     assert found.near == ("flux", "sd1")
-
-
-def test_archs_cannot_meet_in_one_recipe() -> None:
-    given = {"a": detect(sd1_shapes(16)), "b": detect(sdxl_shapes(16)), "c": detect(sd1_shapes(32)), "d": detect({})}
-    said = family_conflict(given)
-    assert said is not None
-    assert said.startswith(f"models of 2 archs cannot be merged: a, c are sd1 ({UNET}input_blocks.0.0.weight is [20, 4")
-    assert f"; b is sdxl ({UNET}input_blocks.0.0.weight is [20, 4" in said
-
-
-def test_one_arch_and_unknown_ones_may_meet() -> None:
-    assert family_conflict({"a": detect(sd1_shapes(16)), "b": detect({}), "c": detect(sd1_shapes(32))}) is None
-    assert family_conflict({}) is None
 
 
 keys = st.one_of(st.text(max_size=20), st.sampled_from(list(sd1_shapes(64)) + list(flux_shapes(64))))

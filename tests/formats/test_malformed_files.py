@@ -46,11 +46,11 @@ CASES = [*CORPUS.safetensors_cases(), *CORPUS.folder_cases(), *ARCHIVES.archive_
 def refusal_of(path: Path) -> FormatError:
     """The refusal, which comes in time and in little memory."""
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with pytest.raises(FormatError) as caught:
             open_checkpoint(path)
-        assert time.perf_counter() - began < SECONDS
+        assert time.process_time() - began < SECONDS
         assert tracemalloc.get_traced_memory()[1] < BYTES
     finally:
         tracemalloc.stop()
@@ -169,7 +169,7 @@ def changed(content: bytes, changes: list[Change]) -> bytes:
 
 def assert_opens_or_is_refused(path: Path) -> bool:
     """Whether it opens; then every tensor is read whole. Nothing but our own errors, and in time."""
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with open_checkpoint(path) as checkpoint:
             for key, info in checkpoint.tensors.items():
@@ -177,7 +177,7 @@ def assert_opens_or_is_refused(path: Path) -> bool:
     except RemeltError:
         return False
     finally:
-        assert time.perf_counter() - began < SECONDS
+        assert time.process_time() - began < SECONDS
     return True
 
 

@@ -180,9 +180,9 @@ def test_a_header_of_2500_tensors_is_parsed_in_milliseconds() -> None:
     data = json.dumps(entries).encode()
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         header = parse_header(data, 8 + len(data) + 2500 * 8192, "big.safetensors")
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     assert len(header.tensors) == 2500
     assert min(times) < 0.25  # about 0.015 s on an idle machine
 

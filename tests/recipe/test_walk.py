@@ -18,9 +18,9 @@ DEEP, DIAMONDS = 100_000, 1_000
 
 @contextmanager
 def seconds(limit: float) -> Iterator[None]:
-    begin = time.perf_counter()
+    begin = time.process_time()
     yield
-    assert time.perf_counter() - begin < limit
+    assert time.process_time() - begin < limit
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,17 @@ def portable_text(
     """
 
     def spell_out(node: Node) -> Node:
-        return name_models(methods[node.method], node) if isinstance(node, Call) and node.method in methods else node
+        if not isinstance(node, Call) or node.method not in methods:
+            return node
+        has_texts = any(isinstance(child, Value) and isinstance(child.value, str) for child in node.children)
+        return name_models(methods[node.method], node) if has_texts else node
 
     root: Node = Model(recipe.value) if isinstance(recipe, Value) and isinstance(recipe.value, str) else recipe
     root = rewrite(root, spell_out)
-    models = [node for node in topological(root) if isinstance(node, Model) and node.tensors is None]
-    names = portable_names([model.name for model in models], models_dirs, folder)
+    models = [node for node in topological(root) if isinstance(node, Model)]
+    names = portable_names([model.name for model in models if model.tensors is None], models_dirs, folder)
+    if all(model.tensors is None and names[model.name] == model.name for model in models):
+        return write_recipe(root)
     taken: dict[int, str] = {}
 
     def travel(node: Node) -> Node:

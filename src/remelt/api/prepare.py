@@ -86,8 +86,8 @@ def prepare(
         masses, space_problems = infer_masses(graph)
         _refuse(space_problems, graph)
         texts = [
-            "" if output is None else portable_text(recipe, methods, folders)
-            for recipe, output in zip(recipes, outputs, strict=True)
+            "" if output is None else portable_text(recipe, methods, folders, source.folder)
+            for recipe, source, output in zip(recipes, sources, outputs, strict=True)
         ]
         groups = [
             _Group(graph, opened, masses, positions, used, options).prepare(outputs, texts)

@@ -111,21 +111,3 @@ def _try(arch: Arch, signs: Iterable[Sign], tensors: Mapping[str, TensorInfo]) -
         else:
             fails.append(f"{found}, expected [{', '.join(map(str, sign.shape))}]")
     return _Trial(arch, tuple(holds), tuple(fails), seen)
-
-
-def family_conflict(detections: Mapping[str, Detection]) -> str | None:
-    """Why inputs cannot be merged with each other, or None: the sentence names each arch, its inputs and the evidence.
-
-    ``detections`` is by the name of the input. Inputs of no known arch conflict with nobody.
-    """
-    by_arch: dict[str, list[str]] = {}
-    for name, detection in detections.items():
-        if detection.arch is not None:
-            by_arch.setdefault(detection.arch.name, []).append(name)
-    if len(by_arch) < 2:
-        return None
-    parts = []
-    for arch, names in by_arch.items():
-        seen = detections[names[0]].evidence.removeprefix(f"{arch}: ")
-        parts.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {arch} ({seen})")
-    return f"models of {len(by_arch)} archs cannot be merged: {'; '.join(parts)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import traceback
 from collections.abc import Sequence
@@ -108,7 +107,9 @@ def run(arguments: list[str]) -> int:
 def _tell(message: str, exit_code: int, as_json: bool, hint: str | None = None) -> None:
     """Say why the command ends as it does, on standard error or as JSON."""
     if as_json:
-        _echo_json({"error": message, "hint": hint, "exit_code": exit_code})
+        from remelt.cli.output import echo_json
+
+        echo_json({"error": message, "hint": hint, "exit_code": exit_code})
     else:
         click.echo(message if hint is None else f"{message}\nhint: {hint}", err=True)
 
@@ -117,6 +118,8 @@ def _tell_error(error: RemeltError, as_json: bool) -> None:
     if not as_json:
         click.echo(str(error) if error.span else f"error: {error}", err=True)
         return
+    from remelt.cli.output import echo_json
+
     told: dict[str, object] = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
     if error.span is not None:
         told["place"] = str(error.span)
@@ -130,8 +133,4 @@ def _tell_error(error: RemeltError, as_json: bool) -> None:
             }
             for problem in error.problems
         ]
-    _echo_json(told)
-
-
-def _echo_json(told: object) -> None:
-    click.echo(json.dumps(told, indent=2))
+    echo_json(told)
