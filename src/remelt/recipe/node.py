@@ -154,7 +154,7 @@ class Call(Node):
     def children(self) -> tuple[Node, ...]:
         if not self.kwargs:
             return self.args
-        return self.args + tuple(node for _, node in self.kwargs)
+        return (*self.args, *[node for _, node in self.kwargs])
 
     def with_children(self, children: Iterable[Node]) -> Call:
         """The same call of other nodes, in the order of `children`."""
@@ -247,7 +247,8 @@ def digests(order: Sequence[Node]) -> dict[int, bytes]:
     for node in order:
         kind, fields, names = _content(node)
         parts = [kind.encode(), repr(fields).encode("utf-8", "surrogatepass")]
-        parts += [name.encode() + b"=" + found[id(child)] for name, child in zip(names, node.children, strict=True)]
+        if names:
+            parts += [name.encode() + b"=" + found[id(child)] for name, child in zip(names, node.children, strict=True)]
         found[id(node)] = hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
     return found
 
@@ -273,7 +274,7 @@ def flatten(root: Node) -> list[Row]:
 def _content(node: Node) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
     """A node's kind, its own fields, and its children's names (empty for positional ones)."""
     if isinstance(node, Call):
-        names = ("",) * len(node.args) + tuple(name for name, _ in node.kwargs)
+        names = ("",) * len(node.args) + tuple([name for name, _ in node.kwargs])
         return "Call", (node.method, len(node.args)), names
     if isinstance(node, Value):
         return "Value", (node.value,), ()

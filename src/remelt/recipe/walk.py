@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,11 +22,12 @@ def topological(*roots: Node) -> list[Node]:
     """
     order: list[Node] = []
     seen: set[int] = set()
-    pending: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
+    pending: list[Node | None] = list(reversed(roots))
+    waiting: list[Node] = []
     while pending:
-        node, expanded = pending.pop()
-        if expanded:
-            order.append(node)
+        node = pending.pop()
+        if node is None:  # all that the last waiting node needs is in order
+            order.append(waiting.pop())
             continue
         if id(node) in seen:
             continue
@@ -34,8 +36,9 @@ def topological(*roots: Node) -> list[Node]:
         if not children:
             order.append(node)
             continue
-        pending.append((node, True))
-        pending.extend((child, False) for child in reversed(children) if id(child) not in seen)
+        waiting.append(node)
+        pending.append(None)
+        pending += [child for child in reversed(children) if id(child) not in seen]
     return order
 
 
@@ -64,9 +67,10 @@ def rewritten(root: Node, replace: Callable[[Node], Node]) -> dict[int, Node]:
     """What `rewrite` makes of every node, by the identity of the old one."""
     replaced: dict[int, Node] = {}
     for node in topological(root):
-        current = node
-        children = [replaced[id(child)] for child in node.children]
-        if any(new is not old for new, old in zip(children, node.children, strict=True)):
-            current = node.with_children(children)
+        current, below = node, node.children
+        if below:
+            children = [replaced[id(child)] for child in below]
+            if any(map(operator.is_not, children, below)):
+                current = node.with_children(children)
         replaced[id(node)] = replace(current)
     return replaced
