@@ -15,15 +15,17 @@ from remelt.core.dtype import DType
 from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import FiniteReport, is_finite
+from remelt.engine.language import Kernel
 from remelt.engine.scratch import Scratch
 from remelt.engine.sink import Sink
+from remelt.engine.sweeps import Kernels, plain_values, run_traced
 from remelt.engine.tensors import TORCH, aligned_view, bytes_of, tensor_over
 from remelt.errors import MethodError, RemeltError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
-from remelt.recipe.signature import reduce_tile
+from remelt.recipe.signature import conclude, reduce_tile
 
 
 class Stopped(Exception):
@@ -49,6 +51,7 @@ class Workplace:
     stopped: Callable[[], bool]
     wrote: Callable[[int], None]
     scratch: Scratch = field(default_factory=Scratch)
+    kernels: Kernels = field(default_factory=Kernels)
     watched: dict[int, bool] = field(default_factory=dict)
     """For each program, by identity, whether its results show every NaN and infinity of what it reads."""
 
@@ -61,6 +64,7 @@ class TaskRun:
         self.program = planned.task.program
         self.whole: dict[int, Any] = {}
         self.sums: dict[int, dict[str, torch.Tensor]] = {}
+        self.conclusions: dict[int, Mapping[str, Any]] = {}
         self.spoiled = False
         self.views: dict[Load, torch.Tensor | None] = {}
         self.shows_all = self.watches_results()
@@ -97,10 +101,17 @@ class TaskRun:
         tile = max(self.planned.cost.tile, CHUNK) if sweep.reductions else self.planned.cost.tile
         for register in sweep.gathers:
             self.whole[register] = torch.empty(shape, dtype=self.place.compute, device=self.place.device)
+        traced = self.place.kernels.of(self, sweep)
+        if traced is None or not run_traced(traced, self, sweep, start, end):
+            self.step(sweep, start, end, size, tile)
+        for register in sweep.drops:
+            self.whole.pop(register, None)
+
+    def step(self, sweep: Sweep, start: int, end: int, size: int, tile: int) -> None:
+        """A sweep method by method, as what could not be traced needs."""
         sums: dict[int, dict[str, torch.Tensor]] = {}
         for begin in range(start, max(end, start + 1), tile):
-            if self.place.stopped():
-                raise Stopped
+            self.pause()
             finish = min(begin + tile, end)
             values = self.evaluate(sweep, begin, finish, size)
             for register, number in sweep.reductions:
@@ -113,8 +124,25 @@ class TaskRun:
             self.place.scratch.reset()
         for register, found in sums.items():
             self.sums.setdefault(register, {}).update(found)
-        for register in sweep.drops:
-            self.whole.pop(register, None)
+
+    def pause(self) -> None:
+        """Between two tiles: raise `Stopped` where the merge was told to stop."""
+        if self.place.stopped():
+            raise Stopped
+
+    def numbers_of(self, kernel: Kernel) -> list[float] | None:
+        """The numbers of this task's kernel; None where they have no value."""
+        needed = {scalar.sum_of[0] for scalar in kernel.scalars if scalar.name == "sum"}
+        instructions = self.program.instructions
+        try:
+            sums = {
+                register: self.concluded(register, found, plain_values(found, self))
+                for register in needed
+                if isinstance(found := instructions[register], Apply)
+            }
+            return kernel.numbers(self.task.numbers, sums)
+        except (ArithmeticError, ValueError):
+            return None
 
     def evaluate(self, sweep: Sweep, begin: int, end: int, size: int) -> dict[int, torch.Tensor]:
         """The registers of a sweep for one tile; those that nothing needs any more are let go at once."""
@@ -163,6 +191,10 @@ class TaskRun:
         checkpoint = self.place.checkpoints[load.input]
         dtype = checkpoint.tensors[key].dtype
         return tensor_over(checkpoint.read(key, begin * dtype.itemsize, end * dtype.itemsize), dtype)
+
+    def stored_type(self, load: Load) -> DType:
+        """The type in which an input stores a tensor."""
+        return self.place.checkpoints[load.input].tensors[load.key or self.task.key].dtype
 
     def view(self, load: Load) -> torch.Tensor | None:
         """The whole of an input where it lies, if it can be looked at there."""
@@ -236,11 +268,17 @@ class TaskRun:
         given = instruction.method.given
         key = self.key_of(instruction)
         if "sums" in given:
-            kwargs["sums"] = self.sums[register]
+            kwargs["sums"] = self.concluded(register, instruction, kwargs)
         if "key" in given:
             kwargs["key"] = key
         if "random" in given:
             kwargs["random"] = Random(int(kwargs.get("seed", 0)), instruction.method.name, key, begin, size)
+
+    def concluded(self, register: int, instruction: Apply, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the sums of a method come to, found once."""
+        if register not in self.conclusions:
+            self.conclusions[register] = conclude(instruction.method, self.sums[register], values)
+        return self.conclusions[register]
 
     def key_of(self, instruction: Apply) -> str:
         """The key that a method is applied to."""

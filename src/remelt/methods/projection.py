@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from remelt.recipe.method import Same, Sums, merge_method
@@ -16,7 +16,13 @@ def projection_products(a: Tensor, b: Tensor) -> Mapping[str, Tensor]:
     return {"aa": (x * x).sum(), "ab": (x * b.double().flatten()).sum()}
 
 
-@merge_method(cut="element", reductions=(projection_products,))
+def rejection(sums: Mapping[str, float]) -> Mapping[str, float]:
+    """How much of ``a`` is taken from ``b``, and of ``b`` is kept: nothing where ``a`` has no direction."""
+    share = sums["ab"] / sums["aa"] if sums["aa"] else math.inf
+    return {"taken": share, "kept": 1.0} if math.isfinite(share) else {"taken": 0.0, "kept": 0.0}
+
+
+@merge_method(cut="element", reductions=(projection_products,), conclusion=rejection)
 def perpendicular_component(a: Same, b: Same, *, sums: Sums) -> Same:
     """What ``b`` has beside the direction of ``a``.
 
@@ -30,7 +36,5 @@ def perpendicular_component(a: Same, b: Same, *, sums: Sums) -> Same:
     >>> perpendicular_component.on(tensor([1.0, 0.0]), tensor([3.0, 4.0]))
     tensor([0., 4.])
     """
-    share = float(sums["ab"] / sums["aa"])
-    if not bool(torch.isfinite(sums["ab"] / sums["aa"])):
-        return torch.zeros_like(b)
-    return b - a * share
+    rest: Tensor = b * sums["kept"] - a * sums["taken"]
+    return rest

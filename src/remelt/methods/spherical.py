@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from remelt.recipe.method import Number, Same, Shortcut, Sums, merge_method
@@ -19,8 +19,27 @@ def dot_products(a: Tensor, b: Tensor) -> Mapping[str, Tensor]:
     return {"aa": (x * x).sum(), "bb": (y * y).sum(), "ab": (x * y).sum()}
 
 
+def arc(sums: Mapping[str, float], *, alpha: float) -> Mapping[str, float]:
+    """A point on the arc as shares of ``a`` and of the way from ``a`` to ``b``; on the chord where no arc is."""
+    norm_a, norm_b = math.sqrt(sums["aa"]), math.sqrt(sums["bb"])
+    product = norm_a * norm_b
+    if 0.0 < product < math.inf:
+        omega = math.acos(min(max(sums["ab"] / product, -1.0), 1.0))
+        sine = math.sin(omega)
+        if sine > _NO_ARC:
+            norm = (norm_a + alpha * (norm_b - norm_a)) / sine
+            share_a = norm * math.sin((1.0 - alpha) * omega) / norm_a
+            share_b = norm * math.sin(alpha * omega) / norm_b
+            if math.isfinite(share_a + share_b):
+                return {"start": share_a + share_b, "way": share_b}
+    return {"start": 1.0, "way": alpha}
+
+
 @merge_method(
-    cut="element", reductions=(dot_products,), shortcuts=(Shortcut("alpha", 0.0, "a"), Shortcut("alpha", 1.0, "b"))
+    cut="element",
+    reductions=(dot_products,),
+    conclusion=arc,
+    shortcuts=(Shortcut("alpha", 0.0, "a"), Shortcut("alpha", 1.0, "b")),
 )
 def slerp(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     """Interpolate on the sphere: directions along the arc, norms linearly.
@@ -37,12 +56,5 @@ def slerp(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     >>> slerp.on(tensor([1.0, 0.0]), tensor([0.0, 1.0]), alpha=0.5)
     tensor([0.7071, 0.7071])
     """
-    norm_a, norm_b = sums["aa"].sqrt(), sums["bb"].sqrt()
-    omega = torch.arccos((sums["ab"] / (norm_a * norm_b)).clamp(-1.0, 1.0))
-    sine = torch.sin(omega)
-    norm = torch.lerp(norm_a, norm_b, alpha) / sine
-    share_a = norm * torch.sin((1.0 - alpha) * omega) / norm_a
-    share_b = norm * torch.sin(alpha * omega) / norm_b
-    if not bool(torch.isfinite(share_a) & torch.isfinite(share_b) & (sine > _NO_ARC)):
-        return torch.lerp(a, b, alpha)
-    return a * float(share_a) + b * float(share_b)
+    point: Tensor = a * sums["start"] + (b - a) * sums["way"]
+    return point

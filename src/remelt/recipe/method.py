@@ -57,8 +57,8 @@ Flag = Annotated[bool, Role("flag")]
 """True or false."""
 Text = Annotated[str, Role("text")]
 """A text."""
-Sums = Annotated[Mapping[str, AnyTensor], Role("sums")]
-"""The results of the method's reductions by name; given by the engine."""
+Sums = Annotated[Mapping[str, Any], Role("sums")]
+"""The results of the method's reductions by name, or the numbers that they come to; given by the engine."""
 Tensors = Annotated[Mapping[str, AnyTensor], Role("same")]
 """For methods of cut ``model``: the tensors of one argument by key."""
 
@@ -123,6 +123,8 @@ class Declaration:
       whole tensors), ``model`` (needs several keys).
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before.
+    - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
+      numbers by name, once a tensor; the method is then given those as its ``sums``, and need not decide by them.
     - ``shortcuts``: numbers at which an operand is the result.
     - ``mass``: for affine arithmetic, the mass of the result from those of the operands and the plain numbers.
     - ``keys``: for cut ``model``, the groups of keys of a layout; keys in no group pass from the first operand.
@@ -137,6 +139,7 @@ class Declaration:
 
     cut: Cut
     reductions: tuple[Callable[..., Mapping[str, AnyTensor]], ...] = ()
+    conclusion: Callable[..., Mapping[str, float]] | None = None
     shortcuts: tuple[Shortcut, ...] = ()
     mass: Callable[[Sequence[Mass], Bindings], Mass] | None = None
     keys: Callable[[Mapping[str, TensorInfo]], Sequence[Group]] | None = None
@@ -304,6 +307,8 @@ def _validate(method: Method[..., Any]) -> None:
         raise RecipeError(f"{refuse}cut 'model' and a function `keys` belong together")
     if bool(declaration.reductions) != ("sums" in method.given):
         raise RecipeError(f"{refuse}reductions and an argument `sums: Sums` belong together")
+    if declaration.conclusion is not None and not declaration.reductions:
+        raise RecipeError(f"{refuse}a conclusion needs reductions")
     if declaration.reductions and declaration.cut != "element":
         raise RecipeError(f"{refuse}only a method of cut 'element' is streamed after reductions")
     if "any" in {method.returns, *(parameter.kind for parameter in method.parameters)} and declaration.mass is None:

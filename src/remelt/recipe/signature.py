@@ -158,7 +158,7 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
         sums: dict[str, Any] = {}
         for reduction in method.declaration.reductions:
             sums.update(reduce_tile(method, reduction, args, given, sums))
-        given["sums"] = sums
+        given["sums"] = conclude(method, sums, given)
     return method.function(*args, **given)
 
 
@@ -166,15 +166,31 @@ def reduce_tile(
     method: Method[..., Any], reduction: Any, args: Sequence[Any], values: Mapping[str, Any], sums: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """One tile's partial sums: the reduction gets the operands, and by name those values and sums it asks for."""
-    wanted = reduction.__kwdefaults__ or {}
-    names = reduction.__code__.co_varnames
-    keyword_only = names[reduction.__code__.co_argcount :][: reduction.__code__.co_kwonlyargcount]
+    result: Mapping[str, Any] = reduction(*args, **_asked(method, reduction, values, sums))
+    return result
+
+
+def conclude(method: Method[..., Any], sums: Mapping[str, Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a method is given as its sums: themselves, or the numbers that it declares they come to."""
+    conclusion = method.declaration.conclusion
+    if conclusion is None:
+        return sums
+    numbers = {name: float(value) for name, value in sums.items()}
+    return conclusion(numbers, **_asked(method, conclusion, values, numbers))
+
+
+def _asked(
+    method: Method[..., Any], function: Any, values: Mapping[str, Any], sums: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The values and sums that a function of a declaration names as keywords."""
+    wanted = function.__kwdefaults__ or {}
+    names = function.__code__.co_varnames
+    keyword_only = names[function.__code__.co_argcount :][: function.__code__.co_kwonlyargcount]
     defaults = {parameter.name: parameter.default for parameter in method.parameters if not parameter.required}
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for name in keyword_only:
         if name == "sums":
             chosen[name] = sums
         elif name in values or name not in wanted:
             chosen[name] = values.get(name, defaults.get(name))
-    result: Mapping[str, Any] = reduction(*args, **chosen)
-    return result
+    return chosen

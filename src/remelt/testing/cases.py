@@ -19,7 +19,7 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.recipe.method import Mass, Method, MethodParameter
-from remelt.recipe.signature import reduce_tile
+from remelt.recipe.signature import conclude, reduce_tile
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -135,7 +135,8 @@ class Case:
         """The function's result, with what the engine gives; ``sums`` are computed unless they are given."""
         args, kwargs = self.arguments(tensors, settings)
         if "sums" in self.method.given:
-            kwargs["sums"] = self.sums(tensors, settings, chunk=chunk) if sums is None else sums
+            found = self.sums(tensors, settings, chunk=chunk) if sums is None else sums
+            kwargs["sums"] = conclude(self.method, found, kwargs)
         if "key" in self.method.given:
             kwargs["key"] = key
         if "random" in self.method.given:
