@@ -31,15 +31,13 @@ class DType(enum.Enum):
     U8 = ("U8", 1, "int")
     BOOL = ("BOOL", 1, "bool")
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return self.value[1]
+    itemsize: int
+    """Bytes of one element."""
+    is_float: bool
+    """Whether merging arithmetic applies; integers and booleans are only ever copied."""
 
-    @property
-    def is_float(self) -> bool:
-        """Whether merging arithmetic applies; integers and booleans are only ever copied."""
-        return self.value[2] == "float"
+    def __init__(self, stored: str, itemsize: int, kind: str) -> None:
+        self.itemsize, self.is_float = itemsize, kind == "float"
 
     @classmethod
     def parse(cls, name: str) -> DType:

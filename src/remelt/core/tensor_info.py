@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from remelt.core.dtype import DType
 
@@ -20,15 +20,15 @@ class TensorInfo:
     dtype: DType
     shape: tuple[int, ...]
 
-    @property
-    def numel(self) -> int:
-        """Number of elements; 1 for a 0-dimensional tensor."""
-        return math.prod(self.shape)
+    numel: int = field(init=False, repr=False, compare=False)
+    """Number of elements; 1 for a 0-dimensional tensor."""
+    nbytes: int = field(init=False, repr=False, compare=False)
+    """Size in bytes."""
 
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.numel * self.dtype.itemsize
+    def __post_init__(self) -> None:
+        numel = math.prod(self.shape)
+        object.__setattr__(self, "numel", numel)
+        object.__setattr__(self, "nbytes", numel * self.dtype.itemsize)
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"

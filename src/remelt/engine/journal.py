@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from remelt.engine.opening import open_own
 from remelt.formats.tensor_names import stays_inside
 
 _LONGEST = 2**28
+_PATIENCE = 0.05
+"""Seconds that a finished part may wait for others to be recorded with it."""
 _PUBLISHING = {"publishing": "begun"}
 
 
@@ -63,6 +67,9 @@ class Journal:
         self.was_publishing = False
         """Whether the earlier run had begun to give its files their final names."""
         self._descriptor = -1
+        self._lock = threading.Lock()
+        self._waiting: list[bytes] = []
+        self._flushed = 0.0
 
     def parts(self) -> Iterator[Part]:
         """What an earlier run finished of the same result; nothing where the journal is another's, or damaged.
@@ -91,8 +98,18 @@ class Journal:
             self.add(part)
 
     def add(self, part: Part) -> None:
-        """Record a finished part; one write, so that threads need no lock."""
-        self._write({"key": part.key, "start": part.start, "stop": part.stop, "checksum": f"{part.checksum:016x}"})
+        """Record a finished part, at once or with those that follow shortly."""
+        line = _line({"key": part.key, "start": part.start, "stop": part.stop, "checksum": f"{part.checksum:016x}"})
+        with self._lock:
+            self._waiting.append(line)
+            if time.monotonic() - self._flushed > _PATIENCE:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._append(b"".join(self._waiting))
+            self._waiting.clear()
+        self._flushed = time.monotonic()
 
     def publishing(self, names: Names) -> None:
         """Record that files are about to take their final names, and flush: from here on, they may be found there."""
@@ -106,14 +123,21 @@ class Journal:
                 self._write({kind: name})
 
     def _write(self, record: Mapping[str, str | int]) -> None:
+        with self._lock:
+            self._flush()
+            self._append(_line(record))
+
+    def _append(self, lines: bytes) -> None:
         if self._descriptor < 0:
             self._descriptor = open_own(self.path, os.O_WRONLY | os.O_APPEND)
-        text = json.dumps(record, separators=(",", ":")).encode()
-        os.write(self._descriptor, b"%08x %s\n" % (zlib.crc32(text), text))
+        while lines:
+            lines = lines[os.write(self._descriptor, lines) :]
 
     def close(self) -> None:
         """Close the file and leave it for the next run."""
         if self._descriptor >= 0:
+            with self._lock:
+                self._flush()
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -121,6 +145,11 @@ class Journal:
         """Close and remove the file."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _line(record: Mapping[str, str | int]) -> bytes:
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def _records(path: Path) -> Iterator[dict[str, str]]:

@@ -26,8 +26,8 @@ from remelt.planning.cost import SLICE, TILE, task_cost
 from remelt.planning.passes import schedule
 from remelt.planning.plan import Plan, PlannedTask
 
-_PATIENCE = 0.1
-"""Seconds that the main thread waits at most before it looks for an interrupt."""
+_PATIENCE = 0.05
+"""Seconds between two looks of the main thread at the progress, and for an interrupt."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,23 @@ class Execution:
     device: str = "cpu"
     sources: Sequence[Sequence[int]] = ()
     """For each result, the models that may stand in where a tensor counts as missing, in order."""
+
+
+class Written:
+    """Bytes that each thread has written: counted without waking the thread that asks."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def add(self, count: int) -> None:
+        """Count bytes that the calling thread has written."""
+        thread = threading.get_ident()
+        self._counts[thread] = self._counts.get(thread, 0) + count
+
+    @property
+    def total(self) -> int:
+        """Bytes that all threads have written."""
+        return sum(list(self._counts.values()))
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,8 @@ class _Run:
         self.units = deque(self.remaining())
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()
-        self.events_out: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        self.ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self.written = Written()
         self.gate = _Gate(plan.memory_budget)
         self.place = Workplace(
             checkpoints=execution.checkpoints,
@@ -84,7 +102,7 @@ class _Run:
             compute=TORCH[DType.parse(plan.compute_dtype)],
             device=torch.device(execution.device),
             stopped=self.stop.is_set,
-            wrote=self.events_out.put,
+            wrote=self.written.add,
         )
 
     def events(self) -> Iterator[Progress]:
@@ -92,23 +110,21 @@ class _Run:
         threads = [threading.Thread(target=self.work, daemon=True) for _ in range(self.plan.threads)]
         before = torch.get_num_threads()
         torch.set_num_threads(1)
-        running, done = len(threads), self.kept
-        yield Progress(done, self.total)
+        running = len(threads)
+        yield Progress(self.kept, self.total)
         try:
             for thread in threads:
                 thread.start()
             while running:
                 try:
-                    event = self.events_out.get(timeout=_PATIENCE)
+                    error = self.ended.get(timeout=_PATIENCE)
                 except queue.Empty:
+                    yield Progress(self.kept + self.written.total, self.total)
                     continue
-                if event is None:
-                    running -= 1
-                elif isinstance(event, BaseException):
-                    raise event
-                else:
-                    done += event
-                    yield Progress(done, self.total)
+                if error is not None:
+                    raise error
+                running -= 1
+            yield Progress(self.kept + self.written.total, self.total)
         finally:
             self.stop.set()
             self.gate.open()
@@ -148,8 +164,8 @@ class _Run:
         except Stopped:
             pass
         except BaseException as error:
-            self.events_out.put(error)
-        self.events_out.put(None)
+            self.ended.put(error)
+        self.ended.put(None)
 
     def one(self, unit: _Unit) -> None:
         if self.execution.nonfinite == "missing":
