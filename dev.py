@@ -80,10 +80,11 @@ def install(extra: str) -> None:
 
 
 def fingerprint() -> str:
-    """What the installation depends on: the declared packages, their constraints, the version of Python."""
+    """What the installation depends on: declared packages, their constraints, sources in C, the version of Python."""
     digest = hashlib.sha256(sys.version.encode())
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((ROOT / name).read_bytes())
+    native = sorted((ROOT / "src/remelt/engine/native").glob("*.[ch]"))
+    for file in (ROOT / "pyproject.toml", ROOT / "constraints.txt", ROOT / "setup.py", *native):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

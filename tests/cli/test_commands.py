@@ -169,6 +169,7 @@ def test_doctor_tells_what_there_is(remelt: Remelt) -> None:
     assert code == 0
     assert told["torch"] == torch.__version__
     assert told["remelt"] == rm.__version__
+    assert told["native"].split(":")[0] in ("avx512", "avx2", "plain", "absent")
     assert {"demo", "test", "check", "docs"} <= set(told["extras"])
 
 

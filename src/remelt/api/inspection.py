@@ -137,6 +137,8 @@ def examine_machine(models_dirs: tuple[PathLike, ...] = ()) -> dict[str, Any]:
     """What a person who asks for help should tell: versions, devices, memory, models folders, extras."""
     import torch
 
+    from remelt.engine import native
+
     devices = ["cpu"]
     devices += [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -148,6 +150,7 @@ def examine_machine(models_dirs: tuple[PathLike, ...] = ()) -> dict[str, Any]:
         "system": platform.platform(),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "native": native.capability(),
         "devices": devices,
         "cores": usable_cores(),
         "memory_available": available_memory(),

@@ -154,6 +154,7 @@ def _run_group(
 ) -> Iterator[Progress]:
     """Run one group up to complete results; those that go to disk are added to ``files``."""
     from remelt.engine.commit import FileOutput
+    from remelt.engine.executor import uses_native
     from remelt.engine.finite import FiniteReport
     from remelt.engine.run import Execution, run
     from remelt.engine.sink import MemorySink
@@ -176,6 +177,7 @@ def _run_group(
         sinks=sinks,
         nonfinite=options.nonfinite,  # type: ignore[arg-type]
         device=options.device,
+        native=uses_native(options.device),
         sources=group.sources,
     )
     yield from run(group.plan, execution, report)

@@ -25,6 +25,7 @@ def command(models_dirs: tuple[Path, ...], plugins: tuple[Path, ...], as_json: b
         return
     click.echo(f"remelt     {found['remelt']} on Python {found['python']}, {found['system']}")
     click.echo(f"torch      {found['torch']}, CPU capability {found['cpu_capability']}")
+    click.echo(f"native     {found['native']}" + ("; merging uses torch" if "absent" in found["native"] else ""))
     click.echo(f"devices    {', '.join(found['devices'])}")
     click.echo(f"cores      {found['cores']}")
     click.echo(f"memory     {format_bytes(found['memory_available'])} available")

@@ -11,14 +11,16 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 WORD = 8
-PIECE = 2**15
+PIECE = 2**12
 """Words for which the numbers of places are drawn; further pieces multiply them by a number of their own."""
 PLACEHOLDER = "0" * 64
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_PLACES = np.random.Philox(key=np.array([1, _GOLDEN], dtype=np.uint64)).random_raw(PIECE) | np.uint64(1)
+PLACES = np.random.Philox(key=np.array([1, _GOLDEN], dtype=np.uint64)).random_raw(PIECE) | np.uint64(1)
+"""The odd numbers of a piece's places, 64 bits each: 32 KiB, which the first cache holds."""
 
 
 def checksum(data: memoryview, start: int = 0) -> int:
@@ -30,20 +32,20 @@ def checksum(data: memoryview, start: int = 0) -> int:
     """
     if start % WORD:
         raise ValueError(f"a part begins at a multiple of {WORD}, but got {start}")
-    total, place = 0, start // WORD
+    place = start // WORD
     whole = len(data) // WORD * WORD
     words = np.frombuffer(data[:whole], dtype="<u8")
-    begin = 0
-    while begin < len(words):
-        piece, within = divmod(place + begin, PIECE)
-        end = min(begin + PIECE - within, len(words))
-        part = int(np.dot(words[begin:end], _PLACES[within : within + end - begin]))
-        total += part * _multiplier(piece)
-        begin = end
+    head = min(-place % PIECE, len(words))
+    pieces = (len(words) - head) // PIECE
+    tail = head + pieces * PIECE
+    total = _part(words[:head], place) + _part(words[tail:], place + tail)
+    if pieces:
+        # einsum multiplies and adds without a temporary, and twice as fast as a product of matrices of integers.
+        sums = np.einsum("ij,j->i", words[head:tail].reshape(pieces, PIECE), PLACES)
+        total += int(np.dot(sums, _multipliers((place + head) // PIECE, pieces)))
     if whole < len(data):
-        piece, within = divmod(place + len(words), PIECE)
-        last = int.from_bytes(bytes(data[whole:]), "little")
-        total += last * int(_PLACES[within]) * _multiplier(piece)
+        last = np.array([int.from_bytes(bytes(data[whole:]), "little")], dtype="<u8")
+        total += _part(last, place + len(words))
     return total & _MASK
 
 
@@ -59,9 +61,17 @@ def combined(checksums: Mapping[str, int]) -> str:
     return digest.hexdigest()
 
 
-def _multiplier(piece: int) -> int:
+def _part(words: npt.NDArray[np.uint64], place: int) -> int:
+    """What words within one piece add."""
+    if not len(words):
+        return 0
+    piece, within = divmod(place, PIECE)
+    return int(np.dot(words, PLACES[within : within + len(words)])) * int(_multipliers(piece, 1)[0])
+
+
+def _multipliers(first: int, count: int) -> npt.NDArray[np.uint64]:
     """An odd number for each piece: the steps of splitmix64."""
-    z = (piece + 1) * _GOLDEN & _MASK
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
-    return (z ^ z >> 31) | 1
+    z = np.arange(first + 1, first + 1 + count, dtype=np.uint64) * np.uint64(_GOLDEN)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return (z ^ z >> np.uint64(31)) | np.uint64(1)

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
+
+from remelt.engine import native
+from remelt.errors import OptionError
+
+CHOICE = "REMELT_EXECUTOR"
+
+
+def uses_native(device: str) -> bool:
+    """Whether kernels are run by the native extension: where it was built, unless ``REMELT_EXECUTOR`` is ``torch``.
+
+    Raises `OptionError` where ``REMELT_EXECUTOR`` asks for what is not there.
+    """
+    choice = os.environ.get(CHOICE, "")
+    if choice not in ("", "native", "torch"):
+        raise OptionError(f"{CHOICE} is native or torch, but it is {choice!r}")
+    if choice == "native" and not native.available():
+        raise OptionError(f"{CHOICE} asks for the native executor, which is {native.capability()}")
+    return choice != "torch" and native.available() and device.partition(":")[0] == "cpu"
 
 
 def describe_executor(device: str, compute: str) -> str:
-    """The executor in a line: torch's version, the device with its capability, the type of arithmetic.
+    """The executor in a line: torch's version, the device, its capability, the type of arithmetic, and the extension.
 
     >>> describe_executor("cpu", "float32").startswith("torch ")
     True
@@ -19,4 +39,5 @@ def describe_executor(device: str, compute: str) -> str:
     else:
         capability = ""
     version = torch.__version__.partition("+")[0]
-    return " ".join(word for word in ("torch", version, kind, capability, compute) if word)
+    executor = ("native", native.capability()) if uses_native(device) else ()
+    return " ".join(word for word in ("torch", version, kind, capability, compute, *executor) if word)

@@ -97,8 +97,9 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one sweep computes for each element."""
+    """What one sweep computes for each element, in arithmetic of ``kind``."""
 
+    kind: Kind
     operations: tuple[Operation, ...]
     scalars: tuple[Scalar, ...]
     sources: tuple[Source, ...]
@@ -184,7 +185,7 @@ def in_order_of_need(kernel: Kernel) -> Kernel:
         operations.append(replace(found, operands=operands))
     targets = tuple(Target(renumbered(t.value), t.dtype, t.output, t.register) for t in kernel.targets)
     partials = tuple(Partial(moved[p.value], p.register, p.name) for p in kernel.partials)
-    return Kernel(tuple(operations), kernel.scalars, kernel.sources, targets, partials)
+    return Kernel(kernel.kind, tuple(operations), kernel.scalars, kernel.sources, targets, partials)
 
 
 def _needed(kernel: Kernel) -> list[bool]:

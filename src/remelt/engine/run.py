@@ -18,6 +18,7 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import FiniteReport, NonFinite, is_finite
 from remelt.engine.scratch import keep_freed_memory
 from remelt.engine.sink import Sink
+from remelt.engine.sweeps import Kernels
 from remelt.engine.tensors import TORCH, tensor_over
 from remelt.engine.tiles import Stopped, TaskRun, Workplace, byte_range
 from remelt.errors import NonFiniteError
@@ -47,6 +48,8 @@ class Execution:
     sinks: Sequence[Sink]
     nonfinite: NonFinite = "error"
     device: str = "cpu"
+    native: bool = False
+    """Whether kernels are run by the native extension where it can."""
     sources: Sequence[Sequence[int]] = ()
     """For each result, the models that may stand in where a tensor counts as missing, in order."""
 
@@ -103,6 +106,7 @@ class _Run:
             device=torch.device(execution.device),
             stopped=self.stop.is_set,
             wrote=self.written.add,
+            kernels=Kernels(use_native=execution.native),
         )
 
     def events(self) -> Iterator[Progress]:

@@ -4,42 +4,45 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from remelt.check.program import Apply, Bundle, Load, Register
 from remelt.core.dtype import DType
 from remelt.engine.finite import is_finite
 from remelt.engine.language import Kernel
-from remelt.engine.tensors import FROM_TORCH, TORCH
-from remelt.engine.torch_executor import PADDING, torch_executor
+from remelt.engine.sample import Sample
+from remelt.engine.tensors import FROM_TORCH
+from remelt.engine.torch_executor import PADDING, DirectExecutor, TorchExecutor, torch_executor
 from remelt.engine.tracing import trace
 from remelt.planning.passes import Sweep
 
 if TYPE_CHECKING:
+    from remelt.engine.native_executor import NativeExecutor
     from remelt.engine.tiles import TaskRun
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A kernel with what runs it."""
+class Executor(Protocol):
+    """What runs a kernel on some elements of a task."""
 
     kernel: Kernel
-    executor: Any
+    tile_size: int | None
+    """Elements of a tile; None for what the plan found."""
+
+    def tile(self, run: TaskRun, numbers: Any, begin: int, end: int) -> None:
+        """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
 
 
 class Kernels:
     """The kernels of a merge: traced at the first key of each kind, and found again for the others."""
 
-    def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], tuple[Sweep, Traced | None]] = {}
+    def __init__(self, *, use_native: bool = False) -> None:
+        self.use_native = use_native
+        self._found: dict[tuple[object, ...], tuple[Sweep, Executor | None]] = {}
         self._lock = threading.Lock()
 
-    def of(self, run: TaskRun, sweep: Sweep) -> Traced | None:
+    def of(self, run: TaskRun, sweep: Sweep) -> Executor | None:
         """What runs a sweep of a task; None where its methods are called tile by tile."""
-        if sweep.reductions or run.task.copy or run.place.device.type != "cpu":
+        if run.task.copy or run.place.device.type != "cpu" or (sweep.reductions and not self.use_native):
             return None
         instructions = run.program.instructions
         sources = {
@@ -57,77 +60,69 @@ class Kernels:
 
     def _make(
         self, run: TaskRun, sweep: Sweep, sources: Mapping[int, DType], targets: Sequence[DType]
-    ) -> Traced | None:
-        compute = FROM_TORCH[run.place.compute]
-        kernel = trace(run.program, sweep, sources, targets, run.whole, compute)
-        if kernel is None:
+    ) -> Executor | None:
+        kernel = trace(run.program, sweep, sources, targets, run.whole, FROM_TORCH[run.place.compute])
+        if kernel is None or (numbers := run.numbers_of(kernel)) is None:
             return None
-        traced = Traced(kernel, torch_executor(kernel))
-        return traced if _is_believed(traced, run, sweep) else None
+        sample = Sample(kernel, run, sweep)
+        by_torch = torch_executor(kernel)
+        if not sample.agrees(by_torch.run(sample.sources, numbers, PADDING)):
+            return None
+        if self.use_native and (found := _native(kernel)) is not None and sample.agrees(*found.sample(sample, numbers)):
+            return found
+        return None if sweep.reductions else TorchTiles(by_torch)
 
 
-def _is_believed(traced: Traced, run: TaskRun, sweep: Sweep) -> bool:
-    """Whether a kernel gives the bits of the methods themselves on a sample."""
-    from remelt.engine.tiles import TaskRun
+def _native(kernel: Kernel) -> NativeExecutor | None:
+    from remelt.engine.native_executor import NativeExecutor
 
-    numbers = run.numbers_of(traced.kernel)
-    if numbers is None:
-        return True
-    drawn = torch.Generator().manual_seed(0)
-    samples = {}
-    for source in traced.kernel.sources:
-        sample = torch.randn(PADDING, generator=drawn, dtype=torch.float64)
-        sample[:4] = torch.tensor([0.0, -0.0, 1.0, -1.0])
-        samples[source.register] = sample.to(TORCH[source.dtype])
-
-    class Sampled(TaskRun):
-        def load(self, load: Load, begin: int, end: int) -> torch.Tensor:
-            register = self.program.instructions.index(load)
-            return samples[register].to(self.place.compute)
-
-    sampled = Sampled(run.planned, run.place)
-    sampled.conclusions, sampled.sums = run.conclusions, run.sums
-    sampled.whole = {
-        register: samples.get(register, held.reshape(-1)[:PADDING]) for register, held in run.whole.items()
-    }
-    values = sampled.evaluate(sweep, 0, PADDING, PADDING)
-    results = traced.executor.run([samples[source.register] for source in traced.kernel.sources], numbers, PADDING)
-    for target, result in zip(traced.kernel.targets, results, strict=True):
-        register = target.register if target.output is None else run.program.outputs[target.output].register
-        assert register is not None
-        expected, stored = values[register].to(TORCH[target.dtype]), result.to(TORCH[target.dtype])
-        if not torch.equal(expected.view(torch.uint8), stored.view(torch.uint8)):
-            return False
-    return True
+    try:
+        return NativeExecutor(kernel) if NativeExecutor.suits(kernel) else None
+    except ValueError:  # too large for it
+        return None
 
 
-def run_traced(traced: Traced, run: TaskRun, sweep: Sweep, start: int, end: int) -> bool:
-    """Run a sweep by its kernel; False where its numbers have no value, which the methods themselves then tell."""
-    numbers = run.numbers_of(traced.kernel)
-    if numbers is None:
-        return False
-    kernel, tile = traced.kernel, run.planned.cost.tile
-    instructions = run.program.instructions
-    for begin in range(start, max(end, start + 1), tile):
-        run.pause()
-        finish = min(begin + tile, end)
+class TorchTiles:
+    """A kernel run by torch, with what is done to its results beside arithmetic."""
+
+    tile_size: int | None = None
+
+    def __init__(self, executor: TorchExecutor | DirectExecutor) -> None:
+        self.executor = executor
+        self.kernel = executor.kernel
+
+    def tile(self, run: TaskRun, numbers: Sequence[float], begin: int, end: int) -> None:
+        """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
         sources = []
-        for source in kernel.sources:
+        for source in self.kernel.sources:
             if source.held:
-                sources.append(run.whole[source.register].view(-1)[begin:finish])
+                sources.append(run.whole[source.register].view(-1)[begin:end])
                 continue
-            load = instructions[source.register]
+            load = run.program.instructions[source.register]
             assert isinstance(load, Load)
-            raw = run.raw(load, begin, finish)
+            raw = run.raw(load, begin, end)
             if not run.shows_all and not is_finite(raw):
                 run.blame(load, raw)
             sources.append(raw)
-        for target, values in zip(kernel.targets, traced.executor.run(sources, numbers, finish - begin), strict=True):
+        results = self.executor.run(sources, numbers, end - begin)
+        for target, values in zip(self.kernel.targets, results, strict=True):
             if target.output is not None:
                 run.write(target.output, values, begin)
             elif target.register is not None:
-                run.whole[target.register].view(-1)[begin:finish] = values
+                run.whole[target.register].view(-1)[begin:end] = values
         run.place.scratch.reset()
+
+
+def run_traced(executor: Executor, run: TaskRun, start: int, end: int) -> bool:
+    """Run a sweep by its kernel; False where its numbers have no value, which the methods themselves then tell."""
+    numbers: Any = run.numbers_of(executor.kernel)
+    if numbers is None:
+        return False
+    tile = executor.tile_size or run.planned.cost.tile
+    for begin in range(start, max(end, start + 1), tile):
+        run.pause()
+        executor.tile(run, numbers, begin, min(begin + tile, end))
+    run.settle_sums()
     return True
 
 

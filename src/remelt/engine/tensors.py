@@ -57,7 +57,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     """A contiguous tensor's bytes, without a copy."""
     flat = tensor.contiguous().reshape(-1)
     if flat.numel() == 0:
-        return memoryview(b"")
+        return memoryview(bytearray())
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 

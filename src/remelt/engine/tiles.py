@@ -64,6 +64,7 @@ class TaskRun:
         self.program = planned.task.program
         self.whole: dict[int, Any] = {}
         self.sums: dict[int, dict[str, torch.Tensor]] = {}
+        self.partial_sums: dict[int, dict[str, float]] = {}
         self.conclusions: dict[int, Mapping[str, Any]] = {}
         self.spoiled = False
         self.views: dict[Load, torch.Tensor | None] = {}
@@ -101,8 +102,8 @@ class TaskRun:
         tile = max(self.planned.cost.tile, CHUNK) if sweep.reductions else self.planned.cost.tile
         for register in sweep.gathers:
             self.whole[register] = torch.empty(shape, dtype=self.place.compute, device=self.place.device)
-        traced = self.place.kernels.of(self, sweep)
-        if traced is None or not run_traced(traced, self, sweep, start, end):
+        executor = self.place.kernels.of(self, sweep)
+        if executor is None or not run_traced(executor, self, start, end):
             self.step(sweep, start, end, size, tile)
         for register in sweep.drops:
             self.whole.pop(register, None)
@@ -192,9 +193,49 @@ class TaskRun:
         dtype = checkpoint.tensors[key].dtype
         return tensor_over(checkpoint.read(key, begin * dtype.itemsize, end * dtype.itemsize), dtype)
 
+    @property
+    def arithmetic(self) -> str:
+        """What overflows where inputs and the result's type do not."""
+        return f"{self.place.compute} arithmetic; --compute-dtype float64 does not"
+
     def stored_type(self, load: Load) -> DType:
         """The type in which an input stores a tensor."""
         return self.place.checkpoints[load.input].tensors[load.key or self.task.key].dtype
+
+    def stored_bytes(self, register: int, begin: int, end: int) -> memoryview:
+        """Some elements of an input's tensor as they are stored."""
+        load = self.program.instructions[register]
+        assert isinstance(load, Load)
+        checkpoint, key = self.place.checkpoints[load.input], load.key or self.task.key
+        width = checkpoint.tensors[key].dtype.itemsize
+        return checkpoint.read(key, begin * width, end * width)
+
+    def held_bytes(self, register: int, begin: int, end: int) -> memoryview:
+        """Some elements of a tensor that is held whole."""
+        return bytes_of(self.whole[register].view(-1)[begin:end])
+
+    def blame_stored(self, load: Load) -> None:
+        """An input's stored values hold NaN or an infinity."""
+        self.spoiled = True
+        self.place.report.add_input(self.place.labels[load.input], load.key or self.task.key)
+
+    def put(self, position: int, begin: int, data: memoryview, *, finite: bool, checksum: int) -> None:
+        """Write bytes of a result that were looked at already."""
+        root, key, info = self.task.outputs[position]
+        if not finite and not self.spoiled:
+            wider = info.dtype.itemsize > self.place.compute.itemsize
+            self.place.report.add_result(key, self.arithmetic if wider else str(info.dtype))
+            self.spoiled = True
+        self.place.sinks[root].write(key, begin * info.dtype.itemsize, data)
+        self.checksums[position] += checksum
+        self.place.wrote(len(data))
+
+    def settle_sums(self) -> None:
+        """The sums of a sweep are complete."""
+        for register, found in self.partial_sums.items():
+            sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+            self.sums.setdefault(register, {}).update(sums)
+        self.partial_sums.clear()
 
     def view(self, load: Load) -> torch.Tensor | None:
         """The whole of an input where it lies, if it can be looked at there."""
@@ -207,7 +248,7 @@ class TaskRun:
         self.spoiled = True
         key = load.key or self.task.key
         if is_finite(raw):
-            self.place.report.add_result(key, f"{self.place.compute} arithmetic; --compute-dtype float64 does not")
+            self.place.report.add_result(key, self.arithmetic)
         else:
             self.place.report.add_input(self.place.labels[load.input], key)
 

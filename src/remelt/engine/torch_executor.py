@@ -15,6 +15,7 @@ from remelt.engine.tensors import TORCH
 PADDING = 64
 """Registers are multiples of this long: torch rounds some operations otherwise in what is left over of a vector."""
 _KEPT_SIZES = 32
+_KINDS = {"single": torch.float32, "double": torch.float64}
 
 Registers = list[torch.Tensor]
 Step = Callable[[Registers, Sequence[torch.Tensor], Sequence[float]], object]
@@ -45,7 +46,7 @@ class TorchExecutor:
         for step in self.steps:
             step(registers, sources, numbers)
         return [
-            torch.full((size,), numbers[target.value.index], dtype=torch.float64)
+            torch.full((size,), numbers[target.value.index], dtype=_KINDS[self.kernel.kind])
             if isinstance(target.value, Number)
             else registers[self.placed[target.value]][:size]
             for target in self.kernel.targets
@@ -159,7 +160,7 @@ def torch_executor(kernel: Kernel) -> TorchExecutor | DirectExecutor:
 def _register_type(operation: Operation) -> torch.dtype:
     if operation.truth:
         return torch.bool
-    return torch.float32 if operation.kind == "single" else torch.float64
+    return _KINDS[operation.kind]
 
 
 def _load(register: int, source: int, *, is_source: bool) -> Step:

@@ -62,6 +62,7 @@ class _Tracer:
         ]
         gathered = [Target(self.values[register], self.compute, register=register) for register in sweep.gathers]
         return Kernel(
+            self.kind,
             tuple(self.writer.operations),
             tuple(self.writer.scalars),
             tuple(self.sources),

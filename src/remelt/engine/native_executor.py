@@ -1,0 +1,213 @@
+"""Kernels run by the native extension: conversions, arithmetic, checks and checksums in one go over each block."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from remelt.check.program import Load
+from remelt.engine import native
+from remelt.engine.language import Kernel, Number, Operand, Operation
+from remelt.engine.tensors import TORCH, bytes_of
+from remelt.engine.torch_executor import PADDING
+from remelt.planning.cost import CHUNK
+
+if TYPE_CHECKING:
+    from remelt.engine.sample import Sample
+    from remelt.engine.tiles import TaskRun
+
+_KINDS = {"single": 0, "double": 1}
+_MOST = 2**16 - 1
+"""Registers, numbers and places of a program."""
+
+
+class NativeExecutor:
+    """A kernel as a program of the extension."""
+
+    tile_size: int | None = 2**18
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        encoder = _Encoder(kernel)
+        self.program = encoder.program()
+        self.loads, self.stores = encoder.loads, encoder.stores
+        self.sizes = [target.dtype.itemsize for target in kernel.targets]
+        self._local = threading.local()
+
+    @staticmethod
+    def suits(kernel: Kernel) -> bool:
+        """Whether the extension says everything that a kernel does."""
+        known = all(source.dtype.name in native.TYPES for source in kernel.sources) and all(
+            target.dtype.name in native.TYPES for target in kernel.targets
+        )
+        return known and kernel.is_exact and len(kernel.scalars) < _MOST and len(kernel.operations) < 2**20
+
+    def sample(self, sample: Sample, numbers: Sequence[float]) -> tuple[list[torch.Tensor], list[float]]:
+        """What the program makes of a sample: its targets, and its sums."""
+        outputs = [torch.empty(PADDING, dtype=TORCH[target.dtype]) for target in self.kernel.targets]
+        sums = np.zeros((1, len(self.kernel.partials))) if self.kernel.partials else None
+        inputs = [bytes_of(source) for source in sample.sources]
+        native.run(self.program, np.array(numbers), inputs, [bytes_of(one) for one in outputs], PADDING, sums=sums)
+        return outputs, [] if sums is None else sums[0].tolist()
+
+    def tile(self, run: TaskRun, numbers: Sequence[float], begin: int, end: int) -> None:
+        """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
+        kernel, size = self.kernel, end - begin
+        inputs = [
+            run.held_bytes(source.register, begin, end)
+            if source.held
+            else run.stored_bytes(source.register, begin, end)
+            for source in kernel.sources
+        ]
+        outputs = [
+            self._buffer(place, size * width)
+            if target.output is not None or target.register is None
+            else run.held_bytes(target.register, begin, end)
+            for place, (target, width) in enumerate(zip(kernel.targets, self.sizes, strict=True))
+        ]
+        sums = np.empty((-(-size // CHUNK), len(kernel.partials))) if kernel.partials else None
+        report = native.run(self.program, np.array(numbers), inputs, outputs, size, start=begin, sums=sums)
+        if report.loads:
+            for place in report.loads:
+                source = kernel.sources[self.loads[place]]
+                load = run.program.instructions[source.register]
+                if isinstance(load, Load):
+                    run.blame_stored(load)
+        for store, place in enumerate(self.stores):
+            output = kernel.targets[place].output
+            if output is not None:
+                finite = store not in report.stores
+                run.put(output, begin, outputs[place], finite=finite, checksum=report.checksums[store])
+        if sums is not None:
+            self._add(run, sums)
+
+    def _add(self, run: TaskRun, sums: np.ndarray) -> None:
+        """Add the chunks' sums to those before, one after the other."""
+        for place, one in enumerate(self.kernel.partials):
+            found = run.partial_sums.setdefault(one.register, {})
+            total = found.get(one.name, 0.0)
+            for value in sums[:, place].tolist():
+                total += value
+            found[one.name] = total
+
+    def _buffer(self, place: int, size: int) -> memoryview:
+        buffers: dict[int, np.ndarray] = self._local.__dict__.setdefault("buffers", {})
+        found = buffers.get(place)
+        if found is None or len(found) < size:
+            found = buffers[place] = np.empty(size, dtype=np.uint8)
+        return memoryview(found)[:size]  # type: ignore[arg-type]
+
+
+class _Encoder:
+    """Instructions as the extension takes them: registers are used again, each result is stored once it is known."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.loads = [operation.place for operation in kernel.operations if operation.name == "load"]
+        self.stores: list[int] = []
+        """The targets in the order in which they are stored."""
+        self.rows: list[list[int]] = []
+        self.placed: dict[int, int] = {}
+        self.free: list[int] = []
+        self.registers = 0
+        self.uses = [0] * len(kernel.operations)
+        """How often each operation's result is still needed."""
+        for operand in self._operands():
+            if isinstance(operand, int):
+                self.uses[operand] += 1
+
+    def _operands(self) -> Iterator[Operand]:
+        for operation in self.kernel.operations:
+            yield from operation.operands
+        yield from (target.value for target in self.kernel.targets)
+        yield from (partial.value for partial in self.kernel.partials)
+
+    def program(self) -> native.Program:
+        """The program; `ValueError` where it is too large for the extension."""
+        kernel = self.kernel
+        wanted: dict[int, list[Callable[[], None]]] = {}
+        for position, target in enumerate(kernel.targets):
+            if isinstance(target.value, int):
+                wanted.setdefault(target.value, []).append(partial(self._store, position))
+        for index, one in enumerate(kernel.partials):
+            wanted.setdefault(one.value, []).append(partial(self._sum, index))
+        for place, operation in enumerate(kernel.operations):
+            self._operation(place, operation)
+            for row in wanted.get(place, ()):
+                row()
+        for position, target in enumerate(kernel.targets):
+            if isinstance(target.value, Number):
+                self._store(position)
+        rows = np.array(self.rows, dtype=np.uint16).reshape(-1, 8)
+        return native.Program(
+            rows,
+            max(self.registers, 1),
+            len(kernel.scalars),
+            len(kernel.sources),
+            len(kernel.targets),
+            len(kernel.partials),
+        )
+
+    def _operation(self, place: int, operation: Operation) -> None:
+        name, kind, operands = operation.name, _KINDS[operation.kind], operation.operands
+        if name == "select":
+            operands = (operands[1], operands[2], operands[0])
+        elif name == "convert":
+            name = self._conversion(operation)
+        fields, flags = [0, 0, 0], 0
+        for index, operand in enumerate(operands):
+            fields[index], flag = self._field(operand, index)
+            flags |= flag
+        if name == "load":
+            fields[0] = operation.place
+        register = self.free.pop() if self.free else self.registers
+        self.registers = max(self.registers, register + 1)
+        self.placed[place] = register
+        extra = 0 if operation.dtype is None else native.TYPES[operation.dtype.name]
+        self.rows.append([native.OPERATIONS[name], kind, register, *fields, flags, extra])
+        for operand in operation.operands:
+            self._used(operand)
+
+    def _conversion(self, operation: Operation) -> str:
+        """Which instruction converts: truths are numbers already, of the kind that was compared."""
+        operand = operation.operands[0]
+        assert isinstance(operand, int)
+        before = self.kernel.operations[operand].kind
+        if before == operation.kind:
+            return "copy"
+        return "widen" if operation.kind == "double" else "narrow"
+
+    def _store(self, position: int) -> None:
+        target = self.kernel.targets[position]
+        field, flag = self._field(target.value, 0)
+        kind = _KINDS[self._kind(target.value)]
+        flags = flag | (native.WITH_CHECKSUM if target.output is not None else 0)
+        stored = native.TYPES[target.dtype.name]
+        self.rows.append([native.OPERATIONS["store"], kind, position, field, 0, 0, flags, stored])
+        self.stores.append(position)
+        self._used(target.value)
+
+    def _sum(self, index: int) -> None:
+        value = self.kernel.partials[index].value
+        self.rows.append([native.OPERATIONS["reduce_sum"], _KINDS["double"], index, self.placed[value], 0, 0, 0, 0])
+        self._used(value)
+
+    def _kind(self, operand: Operand) -> str:
+        return self.kernel.kind if isinstance(operand, Number) else self.kernel.operations[operand].kind
+
+    def _field(self, operand: Operand, index: int) -> tuple[int, int]:
+        if isinstance(operand, Number):
+            return operand.index, (native.NUMBER_A, native.NUMBER_B, native.NUMBER_C)[index]
+        return self.placed[operand], 0
+
+    def _used(self, operand: Operand) -> None:
+        """A register that nothing needs any more is free."""
+        if isinstance(operand, int):
+            self.uses[operand] -= 1
+            if not self.uses[operand]:
+                self.free.append(self.placed[operand])

@@ -1,0 +1,195 @@
+/* Random programs on random tensors, for the sanitizers: fuzz_native SEED SECONDS.
+ *
+ * Each buffer is allocated to the byte, at an odd offset, so that one byte read or written beside it is noticed. All
+ * capabilities of the machine must store the same: NaN apart, of which it is not said which.
+ */
+#include "language.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { MOST = 6, MOST_LINES = 24 };
+
+static uint64_t state;
+
+static uint64_t draw(void)
+{
+    uint64_t z = state += UINT64_C(0x9E3779B97F4A7C15);
+    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return z ^ (z >> 31);
+}
+
+static size_t below(size_t limit) { return (size_t)(draw() % limit); }
+
+static uint16_t small_or_any(size_t limit) { return (uint16_t)(below(60) ? below(limit) : draw()); }
+
+static struct instruction any_instruction(const struct program *program)
+{
+    struct instruction it;
+    it.operation = small_or_any(below(3) ? OPERATION_COUNT : 5);
+    it.kind = small_or_any(KINDS);
+    it.out = small_or_any(program->registers + 1);
+    it.a = small_or_any(MOST);
+    it.b = small_or_any(MOST);
+    it.c = small_or_any(MOST);
+    it.flags = below(2) ? 0 : small_or_any(16);
+    it.extra = small_or_any(STORED_TYPES);
+    return it;
+}
+
+/* A program that passes the check up to its last line, or a few that do not. */
+static int make_program(struct program *program)
+{
+    char message[200];
+    size_t lines = 1 + below(MOST_LINES);
+    struct instruction kept[MOST_LINES];
+    for (size_t length = 0, tries = 0; tries < 400; tries++) {
+        memset(program, 0, sizeof *program);
+        program->registers = MOST;
+        program->numbers = MOST;
+        program->inputs = MOST;
+        program->outputs = program->accumulators = 0;
+        program->histograms = MOST;
+        kept[length] = any_instruction(program);
+        if (kept[length].operation == OP_store || (kept[length].operation >= OP_reduce_sum && kept[length].operation <= OP_reduce_minimum))
+            kept[length].out = 0; /* renumbered below */
+        program->length = length + 1;
+        program->instructions = malloc(program->length * sizeof(struct instruction));
+        memcpy(program->instructions, kept, program->length * sizeof(struct instruction));
+        for (size_t i = 0; i < program->length; i++) {
+            struct instruction *it = &program->instructions[i];
+            if (it->operation == OP_store)
+                it->out = (uint16_t)program->outputs++;
+            if (it->operation >= OP_reduce_sum && it->operation <= OP_reduce_minimum)
+                it->out = (uint16_t)program->accumulators++;
+        }
+        int passed = program_check(program, message, sizeof message) == 0;
+        if (passed && ++length == lines)
+            return 0;
+        if (!passed && strlen(message) == 0)
+            abort();
+        program_clear(program);
+    }
+    return -1;
+}
+
+/* To the byte, behind an odd number of bytes that nobody may touch. */
+static uint8_t *exact(size_t size, size_t offset, uint8_t **whole)
+{
+    *whole = malloc(size + offset + 1);
+    return *whole + offset;
+}
+
+static void fill(uint8_t *bytes, size_t size)
+{
+    int calm = below(2) != 0;
+    for (size_t i = 0; i < size; i++)
+        bytes[i] = (uint8_t)(calm ? 0x30 + draw() % 16 : draw());
+}
+
+static double value_of(const uint8_t *bytes, size_t size)
+{
+    double wide;
+    float narrow;
+    if (size == 8) {
+        memcpy(&wide, bytes, 8);
+        return wide;
+    }
+    memcpy(&narrow, bytes, 4);
+    return narrow;
+}
+
+/* Equal, or both NaN: only wide types are looked at, the others have their tests. */
+static void compare(const uint8_t *a, const uint8_t *b, size_t count, size_t size)
+{
+    for (size_t i = 0; size >= 4 && i < count; i++) {
+        const uint8_t *x = a + i * size, *y = b + i * size;
+        if (memcmp(x, y, size) != 0 && !(isnan(value_of(x, size)) && isnan(value_of(y, size)))) {
+            printf("capabilities differ at element %zu of %zu: %a and %a\n", i, count, value_of(x, size),
+                   value_of(y, size));
+            abort();
+        }
+    }
+}
+
+/* What the last store to an output leaves there; each output has one here. */
+static size_t stored_size(const struct program *program, size_t output)
+{
+    for (size_t i = 0; i < program->length; i++)
+        if (program->instructions[i].operation == OP_store && program->instructions[i].out == output)
+            return stored_sizes[program->instructions[i].extra];
+    abort();
+}
+
+static void run_everywhere(const struct program *program, size_t count)
+{
+    uint8_t *held[2 * MOST_LINES + MOST], *inputs[MOST], *outputs[MOST_LINES], *first[MOST_LINES];
+    uint8_t loads[MOST_LINES], stores[MOST_LINES];
+    uint64_t checksums[MOST_LINES];
+    double numbers[MOST];
+    size_t used = 0, chunks = (count + CHUNK - 1) / CHUNK;
+    double *sums = malloc((chunks * program->accumulators + 1) * sizeof(double));
+    int64_t *histograms = calloc((size_t)MOST * BINS, sizeof(int64_t));
+    for (size_t i = 0; i < MOST; i++) {
+        size_t size = count * program->input_sizes[i];
+        inputs[i] = exact(size, below(8), &held[used++]);
+        fill(inputs[i], size);
+        numbers[i] = below(2) ? (double)below(1000) / 7 - 50 : value_of((uint8_t *)&(uint64_t){draw()}, 8);
+    }
+    for (size_t i = 0; i < program->outputs; i++)
+        first[i] = NULL;
+    const struct capability *capability;
+    for (int place = 0; (capability = capability_at(place)) != NULL; place++) {
+        size_t before = used;
+        for (size_t i = 0; i < program->outputs; i++)
+            outputs[i] = exact(count * stored_size(program, i), below(8), &held[used++]);
+        memset(loads, 0, sizeof loads);
+        memset(stores, 0, sizeof stores);
+        memset(checksums, 0, sizeof checksums);
+        struct call call = {count,      8 * below(1000), numbers, (const uint8_t *const *)inputs, outputs, sums,
+                            histograms, loads,           stores,  checksums};
+        if (run_program(program, &call, capability) < 0)
+            abort();
+        for (size_t i = 0; i < program->outputs; i++) {
+            if (first[i])
+                compare(first[i], outputs[i], count, stored_size(program, i));
+            else
+                first[i] = outputs[i];
+        }
+        if (place > 0)
+            while (used > before)
+                free(held[--used]);
+    }
+    while (used > 0)
+        free(held[--used]);
+    free(sums);
+    free(histograms);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 3)
+        return 2;
+    state = strtoull(argv[1], NULL, 10);
+    time_t end = time(NULL) + atol(argv[2]);
+    size_t programs = 0, refused = 0;
+    for (int i = 0; i < PIECE; i++)
+        checksum_places[i] = draw() | 1;
+    while (time(NULL) < end) {
+        struct program program;
+        if (make_program(&program) < 0) {
+            refused++;
+            continue;
+        }
+        size_t size = below(20);
+        run_everywhere(&program, size == 0 ? CHUNK + below(CHUNK) : size < 5 ? below(5000) : below(100));
+        program_clear(&program);
+        programs++;
+    }
+    printf("%zu programs ran, %zu were given up\n", programs, refused);
+    return programs == 0;
+}
