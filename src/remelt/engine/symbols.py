@@ -56,6 +56,10 @@ class Writer:
         """A number that is known already."""
         return self.scalar(Scalar("constant", constant=float(value)))
 
+    def is_one(self, operand: Operand) -> bool:
+        """Whether an operand is the number 1 for every task."""
+        return isinstance(operand, Number) and self.scalars[operand.index] == Scalar("constant", constant=1.0)
+
 
 class SymbolicNumber:
     """A number that differs from task to task: arithmetic with it is written down, asking for its value is refused."""
@@ -247,6 +251,8 @@ def _elementwise(name: str) -> Callable[..., Symbol]:
         writer, operands, kind = _operands(*values)
         if not any(isinstance(operand, int) for operand in operands):
             raise Untraceable("arithmetic of numbers as tensors")
+        if name in ("mul", "div") and writer.is_one(operands[1]):
+            return Symbol.of(writer, operands[0], kind)
         return Symbol.of(writer, writer.operation(name, operands, kind), kind)
 
     return function

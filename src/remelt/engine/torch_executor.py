@@ -116,7 +116,8 @@ class DirectExecutor:
             and kernel.targets[0].dtype in (DType.F16, DType.BF16)
             and all(load is not None and load.name == "load" for load in loads)
             and {source.dtype for source in kernel.sources} == {kernel.targets[0].dtype}
-            and all(isinstance(operand, int) for operand in last.operands[:2])
+            and isinstance(last.operands[0], int)
+            and (isinstance(last.operands[1], int) or last.name in ("mul", "div"))
         )
 
     @property

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#define LANES_OF_ONE 1
 enum { FLOAT_LANES = 1, DOUBLE_LANES = 1 };
 
 typedef float Floats;

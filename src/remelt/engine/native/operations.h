@@ -1,11 +1,18 @@
 /* The operations, written once over the vectors of a lanes_*.h, which is included before; CAPABILITY names the table. */
 
-#if defined(__clang__)
+/* What stands before a loop over vectors. Of one lane: its turns do not depend on each other, although registers may be
+ * the same, so a compiler may make vectors of them. Of many: four turns at once, as the loop itself would cost a third.
+ */
+#if defined(LANES_OF_ONE) && defined(__clang__)
 #define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
+#elif defined(LANES_OF_ONE) && defined(__GNUC__)
 #define INDEPENDENT _Pragma("GCC ivdep")
-#elif defined(_MSC_VER)
+#elif defined(LANES_OF_ONE) && defined(_MSC_VER)
 #define INDEPENDENT __pragma(loop(ivdep))
+#elif defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop unroll_count(4)")
+#elif defined(__GNUC__)
+#define INDEPENDENT _Pragma("GCC unroll 4")
 #else
 #define INDEPENDENT
 #endif
