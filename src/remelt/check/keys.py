@@ -117,6 +117,7 @@ class _KeyCheck:
         )
         signature = (
             tuple(found),
+            tuple([info.dtype for info in found.values()]),
             copied,
             self.specialiser.selected(facts),
             () if copied else self.specialiser.shortcuts(numbers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ class Program:
     outputs: tuple[Output, ...]
     shapes: tuple[tuple[int, ...] | None, ...]
 
-    @property
+    @functools.cached_property
     def loads(self) -> list[Load]:
         """What is read, each tensor once."""
         return [instruction for instruction in self.instructions if isinstance(instruction, Load)]

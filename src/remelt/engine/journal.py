@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
 from remelt.engine.opening import open_own
@@ -99,7 +100,10 @@ class Journal:
 
     def add(self, part: Part) -> None:
         """Record a finished part, at once or with those that follow shortly."""
-        line = _line({"key": part.key, "start": part.start, "stop": part.stop, "checksum": f"{part.checksum:016x}"})
+        key = encode_basestring_ascii(part.key)
+        line = _line(
+            f'{{"key":{key},"start":{part.start},"stop":{part.stop},"checksum":"{part.checksum:016x}"}}'.encode()
+        )
         with self._lock:
             self._waiting.append(line)
             if time.monotonic() - self._flushed > _PATIENCE:
@@ -125,7 +129,7 @@ class Journal:
     def _write(self, record: Mapping[str, str | int]) -> None:
         with self._lock:
             self._flush()
-            self._append(_line(record))
+            self._append(_line(json.dumps(record, separators=(",", ":")).encode()))
 
     def _append(self, lines: bytes) -> None:
         if self._descriptor < 0:
@@ -147,8 +151,7 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _line(record: Mapping[str, str | int]) -> bytes:
-    text = json.dumps(record, separators=(",", ":")).encode()
+def _line(text: bytes) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 

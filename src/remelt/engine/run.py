@@ -20,7 +20,8 @@ from remelt.engine.scratch import keep_freed_memory
 from remelt.engine.sink import Sink
 from remelt.engine.sweeps import Kernels
 from remelt.engine.tensors import TORCH, tensor_over
-from remelt.engine.tiles import Stopped, TaskRun, Workplace, byte_range
+from remelt.engine.tiles import Stopped, TaskRun, byte_range
+from remelt.engine.workplace import Workplace
 from remelt.errors import NonFiniteError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.cost import SLICE, TILE, task_cost

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remelt.check.program import Apply, Bundle, Load, Register
-from remelt.core.dtype import DType
 from remelt.engine.finite import is_finite
 from remelt.engine.language import Kernel
 from remelt.engine.sample import Sample
@@ -37,11 +36,19 @@ class Kernels:
 
     def __init__(self, *, use_native: bool = False) -> None:
         self.use_native = use_native
-        self._found: dict[tuple[object, ...], tuple[Sweep, Executor | None]] = {}
+        self._found: dict[int, tuple[Sweep, Executor | None]] = {}
+        """By the identity of a sweep, which all keys of one kind share: of one program and the same element types."""
         self._lock = threading.Lock()
 
     def of(self, run: TaskRun, sweep: Sweep) -> Executor | None:
         """What runs a sweep of a task; None where its methods are called tile by tile."""
+        known = self._found.get(id(sweep))
+        if known is None:
+            with self._lock:
+                known = self._found.setdefault(id(sweep), (sweep, self._make(run, sweep)))
+        return known[1]
+
+    def _make(self, run: TaskRun, sweep: Sweep) -> Executor | None:
         if run.task.copy or run.place.device.type != "cpu" or (sweep.reductions and not self.use_native):
             return None
         instructions = run.program.instructions
@@ -51,16 +58,6 @@ class Kernels:
             if isinstance(found := instructions[register], Load)
         }
         targets = [run.task.outputs[position][2].dtype for position in sweep.outputs]
-        identity = id(sweep), tuple(sources.values()), tuple(targets), tuple(sorted(run.whole))
-        with self._lock:
-            known = self._found.get(identity)
-            if known is None:
-                known = self._found[identity] = sweep, self._make(run, sweep, sources, targets)
-        return known[1]
-
-    def _make(
-        self, run: TaskRun, sweep: Sweep, sources: Mapping[int, DType], targets: Sequence[DType]
-    ) -> Executor | None:
         kernel = trace(run.program, sweep, sources, targets, run.whole, FROM_TORCH[run.place.compute])
         if kernel is None or (numbers := run.numbers_of(kernel)) is None:
             return None
@@ -68,8 +65,8 @@ class Kernels:
         by_torch = torch_executor(kernel)
         if not sample.agrees(by_torch.run(sample.sources, numbers, PADDING)):
             return None
-        if self.use_native and (found := _native(kernel)) is not None and sample.agrees(*found.sample(sample, numbers)):
-            return found
+        if self.use_native and (made := _native(kernel)) is not None and sample.agrees(*made.sample(sample, numbers)):
+            return made
         return None if sweep.reductions else TorchTiles(by_torch)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from remelt.check.program import Apply, Argument, Bundle, Constant, Load, Program, Register, Slot
 from remelt.core.dtype import DType
 from remelt.engine.language import Kernel, Kind, Operand, Partial, Scalar, Source, Target, in_order_of_need
-from remelt.engine.symbols import Symbol, SymbolicNumber, SymbolicSum, SymbolicSums, Untraceable, Writer
+from remelt.engine.symbols import Symbol, SymbolicNumber, SymbolicSum, SymbolicSums
+from remelt.engine.writer import Untraceable, Writer
 from remelt.planning.passes import Sweep
 from remelt.recipe.signature import reduce_tile
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remelt.check.keys import Task
-from remelt.check.program import Apply, Load
+from remelt.check.program import Apply, Load, Program
 from remelt.core.tensor_info import TensorInfo
 from remelt.planning.passes import Schedule, Sweep, WholeCall
 
@@ -35,24 +35,41 @@ class Cost:
     work: int
 
 
+class CostModel:
+    """The costs of all tasks of one program that are streamed alike, in a compute type of ``itemsize`` bytes."""
+
+    def __init__(self, program: Program, passes: Schedule, itemsize: int) -> None:
+        sweeps = [one for one in passes.passes if isinstance(one, Sweep)]
+        self.passes, self.itemsize = passes, itemsize
+        self.live = max((one.live for one in sweeps), default=1) + _temporaries(program)
+        tile = TILE
+        while tile > SMALLEST_TILE and tile * self.live * itemsize > SCRATCH:
+            tile //= 2
+        self.tile = tile
+        self.longest = max(tile, CHUNK) if any(one.reductions for one in sweeps) else tile
+        self.shapes = list(dict.fromkeys(one.shape for one in sweeps))
+        self.holds = any(isinstance(one, WholeCall) or one.gathers for one in passes.passes)
+        calls = sum(isinstance(instruction, Apply) for instruction in program.instructions)
+        self.steps = max(calls, 1) * len(passes.passes)
+
+    def cost(self, task: Task) -> Cost:
+        """The cost of one task."""
+        numel = math.prod(task.shape)
+        largest = max([numel if shape is None else math.prod(shape) for shape in self.shapes], default=0)
+        memory = min(self.longest, max(largest, 1)) * self.live * self.itemsize
+        if self.holds:
+            memory += _whole_peak(task, self.passes, self.itemsize)
+        return Cost(memory, self.tile, numel * self.steps)
+
+
 def task_cost(task: Task, passes: Schedule, itemsize: int) -> Cost:
     """The cost of a task in a compute type of ``itemsize`` bytes."""
-    live = max((one.live for one in passes.passes if isinstance(one, Sweep)), default=1) + _temporaries(task)
-    tile = TILE
-    while tile > SMALLEST_TILE and tile * live * itemsize > SCRATCH:
-        tile //= 2
-    largest = max((_numel(task, one.shape) for one in passes.passes if isinstance(one, Sweep)), default=0)
-    chunked = any(one.reductions for one in passes.passes if isinstance(one, Sweep))
-    held = min(max(tile, CHUNK) if chunked else tile, max(largest, 1))
-    scratch = held * live * itemsize
-    calls = sum(isinstance(instruction, Apply) for instruction in task.program.instructions)
-    work = math.prod(task.shape) * max(calls, 1) * len(passes.passes)
-    return Cost(scratch + _whole_peak(task, passes, itemsize), tile, work)
+    return CostModel(task.program, passes, itemsize).cost(task)
 
 
-def _temporaries(task: Task) -> int:
+def _temporaries(program: Program) -> int:
     """Registers' worth of memory beside the schedule's: what the neediest method declares, and the conversions."""
-    applied = (i.method.declaration.workspace for i in task.program.instructions if isinstance(i, Apply))
+    applied = (i.method.declaration.workspace for i in program.instructions if isinstance(i, Apply))
     return max(_TEMPORARIES, math.ceil(max(applied, default=0.0)) + 2)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from remelt.check.inputs import Input
 from remelt.check.keys import KeyReport, Task
-from remelt.check.program import Program
+from remelt.check.program import Load, Program
 from remelt.core.tensor_info import TensorInfo, total_bytes
 from remelt.core.units import format_bytes
 from remelt.errors import BudgetError
 from remelt.formats.layout import OutputLayout
-from remelt.planning.cost import SLICE, STORED, Cost, bytes_read, task_cost
+from remelt.planning.cost import SLICE, STORED, Cost, CostModel, bytes_read
 from remelt.planning.passes import Schedule, reads, schedule
 
 _READ_RATE = 3.0e9
@@ -135,27 +136,23 @@ def make_plan(
 
 
 def _planned(tasks: Sequence[Task], infos: Mapping[tuple[int, str], TensorInfo], itemsize: int) -> list[PlannedTask]:
-    schedules: dict[tuple[int, bool], Schedule] = {}
-    counts: dict[tuple[int, bool], list[tuple[object, int]]] = {}
-    programs: list[Program] = []
+    known: dict[tuple[int, bool], tuple[Program, Schedule, CostModel, list[tuple[Load, int]]]] = {}
     planned = []
     for task in tasks:
-        small = TensorInfo(task.outputs[0][2].dtype, task.shape).numel <= STORED
+        small = math.prod(task.shape) <= STORED
         identity = id(task.program), small
-        if identity not in schedules:
-            programs.append(task.program)
-            schedules[identity] = schedule(task.program, store=small)
-            counts[identity] = reads(task.program, schedules[identity])  # type: ignore[assignment]
-        passes = schedules[identity]
-        read = bytes_read(task, counts[identity], infos)  # type: ignore[arg-type]
-        planned.append(PlannedTask(task, passes, task_cost(task, passes, itemsize), read, passes.simple))
+        if identity not in known:
+            passes = schedule(task.program, store=small)
+            costs = CostModel(task.program, passes, itemsize)
+            known[identity] = task.program, passes, costs, reads(task.program, passes)
+        _, passes, costs, counts = known[identity]
+        read = bytes_read(task, counts, infos)
+        planned.append(PlannedTask(task, passes, costs.cost(task), read, passes.simple))
     return planned
 
 
 def _slices(tasks: Sequence[PlannedTask]) -> int:
-    return sum(
-        -(-max(TensorInfo(planned.task.outputs[0][2].dtype, planned.task.shape).numel, 1) // SLICE) for planned in tasks
-    )
+    return sum(-(-max(math.prod(planned.task.shape), 1) // SLICE) for planned in tasks)
 
 
 def _refuse_budget(planned: PlannedTask, needed: int, in_memory: int, budget: int) -> None:
@@ -171,9 +168,9 @@ def _refuse_budget(planned: PlannedTask, needed: int, in_memory: int, budget: in
 
 
 def _planned_input(index: int, given: Input, tasks: Sequence[PlannedTask], report: KeyReport) -> PlannedInput:
-    used: set[str] = set()
-    for planned in tasks:
-        used.update(load.key or planned.task.key for load in planned.task.program.loads if load.input == index)
+    used = {
+        load.key or planned.task.key for planned in tasks for load in planned.task.program.loads if load.input == index
+    }
     arch = given.detection.arch
     return PlannedInput(
         label=given.label,

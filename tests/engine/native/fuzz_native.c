@@ -25,14 +25,19 @@ static uint64_t draw(void)
 
 static size_t below(size_t limit) { return (size_t)(draw() % limit); }
 
-static uint16_t small_or_any(size_t limit) { return (uint16_t)(below(60) ? below(limit) : draw()); }
+/* Nearly always below a limit, at times the limit itself, at times anything. */
+static uint16_t small_or_any(size_t limit)
+{
+    size_t kind = below(60);
+    return (uint16_t)(kind == 0 ? draw() : kind == 1 ? limit : below(limit));
+}
 
-static struct instruction any_instruction(const struct program *program)
+static struct instruction any_instruction(void)
 {
     struct instruction it;
     it.operation = small_or_any(below(3) ? OPERATION_COUNT : 5);
     it.kind = small_or_any(KINDS);
-    it.out = small_or_any(program->registers + 1);
+    it.out = small_or_any(MOST);
     it.a = small_or_any(MOST);
     it.b = small_or_any(MOST);
     it.c = small_or_any(MOST);
@@ -54,9 +59,7 @@ static int make_program(struct program *program)
         program->inputs = MOST;
         program->outputs = program->accumulators = 0;
         program->histograms = MOST;
-        kept[length] = any_instruction(program);
-        if (kept[length].operation == OP_store || (kept[length].operation >= OP_reduce_sum && kept[length].operation <= OP_reduce_minimum))
-            kept[length].out = 0; /* renumbered below */
+        kept[length] = any_instruction();
         program->length = length + 1;
         program->instructions = malloc(program->length * sizeof(struct instruction));
         memcpy(program->instructions, kept, program->length * sizeof(struct instruction));
@@ -132,7 +135,7 @@ static void run_everywhere(const struct program *program, size_t count)
     uint64_t checksums[MOST_LINES];
     double numbers[MOST];
     size_t used = 0, chunks = (count + CHUNK - 1) / CHUNK;
-    double *sums = malloc((chunks * program->accumulators + 1) * sizeof(double));
+    double *sums = malloc(chunks * program->accumulators * sizeof(double));
     int64_t *histograms = calloc((size_t)MOST * BINS, sizeof(int64_t));
     for (size_t i = 0; i < MOST; i++) {
         size_t size = count * program->input_sizes[i];
@@ -185,8 +188,9 @@ int main(int argc, char **argv)
             refused++;
             continue;
         }
-        size_t size = below(20);
-        run_everywhere(&program, size == 0 ? CHUNK + below(CHUNK) : size < 5 ? below(5000) : below(100));
+        size_t size = below(40);
+        size_t count = size == 0 ? CHUNK + below(CHUNK) : size == 1 ? CHUNK : size < 10 ? below(5000) : below(100);
+        run_everywhere(&program, count);
         program_clear(&program);
         programs++;
     }
