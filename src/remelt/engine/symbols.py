@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from remelt.engine.language import COMPARISONS, LOGIC, TRANSCENDENTAL, Kind, Number, Operand, Scalar
+from remelt.engine.language import BY_TORCH, COMPARISONS, LOGIC, Kind, Number, Operand, Scalar
 from remelt.engine.writer import Untraceable, Writer
 
 
@@ -333,13 +333,13 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("div", "divide", "truediv", "true_divide"), _divide),
     **dict.fromkeys(("minimum", "min"), _minimum),
     **dict.fromkeys(("maximum", "max"), _maximum),
-    **{name: _of_one(name) for name in ("neg", "abs", "sqrt", "sign")},
+    **{name: _of_one(name) for name in ("neg", "abs", "sign")},
     "negative": _of_one("neg"),
     "absolute": _of_one("abs"),
     "lerp": lambda a, b, weight: _elementwise("lerp")(a, b, weight),
     "square": lambda a: _multiply(a, a),
     "pow": _power,
-    **{name: _of_one(name) for name in TRANSCENDENTAL if name not in ("pow", "atan2")},
+    **{name: _of_one(name) for name in BY_TORCH if name not in ("pow", "atan2")},
     "atan2": _of_two("atan2"),
     **{name: _comparison(name) for name in COMPARISONS},
     "less": _comparison("lt"),

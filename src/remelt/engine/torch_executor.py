@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from remelt.core.dtype import DType
-from remelt.engine.language import COMPARISONS, LOGIC, TRANSCENDENTAL, Kernel, Number, Operation, last_uses
+from remelt.engine.language import BY_TORCH, COMPARISONS, LOGIC, Kernel, Number, Operation, last_uses
 from remelt.engine.tensors import TORCH
 
 PADDING = 64
@@ -210,7 +210,7 @@ _DIRECT = ("lerp", "add", "sub", "mul", "div")
 """Operations that torch computes on halves to the bits of float32 rounded: compared in the tests."""
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in ("add", "sub", "mul", "div", "minimum", "maximum", "lerp")},
-    **{name: getattr(torch, name) for name in ("neg", "abs", "sqrt", "sign", *COMPARISONS, *LOGIC, *TRANSCENDENTAL)},
+    **{name: getattr(torch, name) for name in ("neg", "abs", "sign", *COMPARISONS, *LOGIC, *BY_TORCH)},
     "fma": _fused,
     "select": torch.where,
     "convert": _converted,

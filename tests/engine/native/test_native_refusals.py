@@ -226,4 +226,7 @@ def test_the_environment_switches_it_off_and_torch_is_not_imported() -> None:
         ).stdout
 
     assert printed("0") == "False absent: switched off by REMELT_NATIVE=0 False\n"
-    assert printed("1") == f"{native.available()} {native.capability()} False\n"
+    loaded = printed("1")
+    assert loaded.endswith(" False\n")
+    if native.available():
+        assert loaded == f"True {native.capability()} False\n"

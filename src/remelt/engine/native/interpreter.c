@@ -169,7 +169,8 @@ static const void *operand(const struct scratch *scratch, uint16_t index, int is
 {
     if (!is_number)
         return scratch->registers + index * scratch->stride;
-    return kind == DOUBLE ? (const void *)scratch->numbers[index].doubles : (const void *)scratch->numbers[index].floats;
+    const struct repeated *number = &scratch->numbers[index];
+    return kind == DOUBLE ? (const void *)number->doubles : (const void *)number->floats;
 }
 
 static void set_operands(struct step *step, const struct scratch *scratch, const struct instruction *it)
@@ -181,10 +182,9 @@ static void set_operands(struct step *step, const struct scratch *scratch, const
         kind = DOUBLE;
     step->work.fixed = it->flags & (NUMBER_A | NUMBER_B | NUMBER_C);
     step->work.a = operand(scratch, it->a, it->flags & NUMBER_A, kind);
-    if (it->operation >= OP_add && it->operation != OP_reduce_sum && it->operation != OP_reduce_maximum &&
-        it->operation != OP_reduce_minimum && it->operation != OP_histogram_high)
+    if (operand_counts[it->operation] > 1)
         step->work.b = operand(scratch, it->b, it->flags & NUMBER_B, kind);
-    if (it->operation == OP_fma || it->operation == OP_lerp || it->operation == OP_select)
+    if (operand_counts[it->operation] > 2)
         step->work.c = operand(scratch, it->c, it->flags & NUMBER_C, kind);
 }
 
@@ -254,10 +254,9 @@ static double combined(uint16_t operation, double a, double b)
 static void begin_chunk(const struct scratch *scratch, const struct program *program)
 {
     for (size_t place = 0; place < program->length; place++) {
-        uint16_t operation = program->instructions[place].operation;
-        if (operation == OP_reduce_sum || operation == OP_reduce_maximum || operation == OP_reduce_minimum)
-            for (int i = 0; i < LANES; i++)
-                scratch->lanes[program->instructions[place].out * LANES + i] = nothing_of(operation);
+        const struct instruction *it = &program->instructions[place];
+        for (int i = 0; is_reduction(it->operation) && i < LANES; i++)
+            scratch->lanes[it->out * LANES + i] = nothing_of(it->operation);
     }
 }
 
@@ -266,7 +265,7 @@ static void end_chunk(const struct scratch *scratch, const struct program *progr
 {
     for (size_t place = 0; place < program->length; place++) {
         const struct instruction *it = &program->instructions[place];
-        if (it->operation != OP_reduce_sum && it->operation != OP_reduce_maximum && it->operation != OP_reduce_minimum)
+        if (!is_reduction(it->operation))
             continue;
         double *lanes = scratch->lanes + it->out * LANES;
         for (int half = LANES / 2; half > 0; half /= 2)
@@ -276,8 +275,8 @@ static void end_chunk(const struct scratch *scratch, const struct program *progr
     }
 }
 
-static void run_block(const struct scratch *scratch, const struct program *program, const struct call *call, size_t done,
-                      size_t count, const struct capability *capability)
+static void run_block(const struct scratch *scratch, const struct program *program, const struct call *call,
+                      size_t done, size_t count, const struct capability *capability)
 {
     struct step *end = scratch->steps + program->length;
     for (struct step *step = scratch->steps; step < end; step++) {

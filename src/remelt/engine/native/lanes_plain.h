@@ -1,6 +1,11 @@
 /* Vectors of one lane: plain C, for any machine. What a compiler can do with these loops, it does. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
+
+#if FLT_EVAL_METHOD != 0
+#error "this machine computes in wider numbers than it was asked for: results would be rounded twice"
+#endif
 
 #define LANES_OF_ONE 1
 enum { FLOAT_LANES = 1, DOUBLE_LANES = 1 };

@@ -10,6 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "stored numbers are little endian: the native executor is for machines that are so, too"
+#endif
+
 enum {
     BLOCK = 1024,            /* elements of a register; divides CHUNK, is a multiple of LANES */
     CHUNK = 1 << 16,         /* elements of a tensor that one row of partial results covers */
@@ -67,6 +71,11 @@ enum { OPAQUE = STORED_TYPES }; /* a type without NaN and infinities, for inspec
 #define ENUMERATOR(name, operands) OP_##name,
 enum operation { OPERATIONS(ENUMERATOR) OPERATION_COUNT };
 #undef ENUMERATOR
+
+static inline int is_reduction(unsigned operation)
+{
+    return operation == OP_reduce_sum || operation == OP_reduce_maximum || operation == OP_reduce_minimum;
+}
 
 enum flag { NUMBER_A = 1, NUMBER_B = 2, NUMBER_C = 4, WITH_CHECKSUM = 8 };
 
@@ -133,6 +142,7 @@ extern const struct capability capability_avx512;
 /* program.c */
 extern const size_t stored_sizes[STORED_TYPES];
 extern const char *const operation_names[OPERATION_COUNT];
+extern const unsigned char operand_counts[OPERATION_COUNT];
 int program_check(struct program *program, char *message, size_t room); /* 0, or -1 and the message */
 void program_clear(struct program *program);
 

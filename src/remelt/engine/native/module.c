@@ -406,7 +406,8 @@ static int take_memories(Call *it, PyObject *given, int writable)
             return -1;
         it->held++;
         if (sizes[i] && memory->length / sizes[i] < it->call.count) {
-            PyErr_Format(PyExc_ValueError, "%zu elements of %zu bytes are more than the %zu bytes of number %zu of the %s",
+            PyErr_Format(PyExc_ValueError,
+                         "%zu elements of %zu bytes are more than the %zu bytes of number %zu of the %s",
                          it->call.count, sizes[i], memory->length, i, what);
             return -1;
         }

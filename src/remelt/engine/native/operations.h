@@ -1,4 +1,4 @@
-/* The operations, written once over the vectors of a lanes_*.h, which is included before; CAPABILITY names the table. */
+/* The operations, written once over the vectors of a lanes_*.h that is included before; CAPABILITY names the table. */
 
 /* What stands before a loop over vectors. Of one lane: its turns do not depend on each other, although registers may be
  * the same, so a compiler may make vectors of them. Of many: four turns at once, as the loop itself would cost a third.
@@ -136,7 +136,7 @@ static inline Shorts brain_from_p(Pair a) { return brain_from_f(f_from_p(a)); }
 static inline Shorts e4m3_from_p(Pair a) { return e4m3_from_f(f_from_p(a)); }
 static inline Shorts e5m2_from_p(Pair a) { return e5m2_from_f(f_from_p(a)); }
 
-/* STORED(type): letter of its encoded values, their C type, bytes, how to read, write and look, type of what was seen. */
+/* Stored types: name of their encoded values, its C type, bytes, how to read, write and look, what was seen. */
 #define FOR_EACH_STORED(ONE)                                                                                           \
     ONE(F64, p, Pair, 8, p_read, p_write, look_double, found_double, Integers, i_all(0))                               \
     ONE(F32, f, Floats, 4, f_read, f_write, look_float, found_float, Integers, i_all(0))                               \
@@ -211,6 +211,7 @@ static inline Shorts e5m2_from_p(Pair a) { return e5m2_from_f(f_from_p(a)); }
     {                                                                                                                  \
         Seen seen = nothing;                                                                                           \
         size_t whole = count - count % FLOAT_LANES;                                                                    \
+        INDEPENDENT                                                                                                    \
         for (size_t i = 0; i < whole; i += FLOAT_LANES)                                                                \
             seen = look(seen, read(from + size * i));                                                                  \
         if (whole < count) {                                                                                           \
@@ -253,7 +254,10 @@ static inline Floats f_logical_xor(Floats a, Floats b)
 {
     return f_choose(a, f_logical_not(b), f_ne(b, f_all(0.0f)));
 }
-static inline Doubles d_logical_xor(Doubles a, Doubles b) { return d_choose(a, d_logical_not(b), d_ne(b, d_all(0.0))); }
+static inline Doubles d_logical_xor(Doubles a, Doubles b)
+{
+    return d_choose(a, d_logical_not(b), d_ne(b, d_all(0.0)));
+}
 
 static inline Floats f_select(Floats a, Floats b, Floats c) { return f_choose(c, a, b); }
 static inline Doubles d_select(Doubles a, Doubles b, Doubles c) { return d_choose(c, a, b); }
@@ -378,7 +382,7 @@ static int narrow_f(const struct work *work, size_t count)
     return 0;
 }
 
-/* ---- Reductions: lane i % LANES of the accumulator takes element i; a block's end is filled with what adds nothing. */
+/* ---- Reductions: lane i % LANES of the accumulator takes element i; a block's end is filled with nothing. ---- */
 
 #define WHOLE_LANES(K, LANE, combine, read)                                                                            \
     static void combine##_lanes_##K(double *lanes, const LANE *a, size_t step, size_t count)                           \

@@ -13,7 +13,7 @@ const char *const operation_names[OPERATION_COUNT] = {OPERATIONS(NAME)};
 #undef NAME
 
 #define OPERANDS(name, operands) operands,
-static const unsigned char operand_counts[OPERATION_COUNT] = {OPERATIONS(OPERANDS)};
+const unsigned char operand_counts[OPERATION_COUNT] = {OPERATIONS(OPERANDS)};
 #undef OPERANDS
 
 enum { UNDEFINED = KINDS };
@@ -203,7 +203,7 @@ static int check_all(struct check *check)
     for (check->place = 0; check->place < program->length; check->place++) {
         if (check_instruction(check) < 0)
             return -1;
-        if (program->instructions[check->place].kind == DOUBLE || program->instructions[check->place].operation == OP_narrow)
+        if (program->instructions[check->place].kind == DOUBLE)
             program->element = 8;
     }
     for (size_t place = 0; place < program->outputs; place++)
