@@ -42,8 +42,9 @@ def slow_sum(a: Same, b: Same, *, key: str) -> Same:
 '''
 RECIPE = 'version 1\nslow_sum("a", "b")\n'
 KEYS = 40
-SLOW = 0.02
-LASTS = KEYS * SLOW / 2
+SLOW = 0.03
+LASTS = KEYS * SLOW / 2 - 0.1
+"""Seconds from the first progress that is told to shortly before the end."""
 OLD = b"the old file"
 
 

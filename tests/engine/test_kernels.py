@@ -225,6 +225,17 @@ def test_what_is_not_finite_is_told_whichever_executor_meets_it(executor: str, m
     assert "result: w overflows F16" in str(caught.value)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_what_a_type_cuts_off_is_told(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMELT_EXECUTOR", executor)
+    a, b = {"v": torch.full((70,), 448.0), "w": torch.ones(70)}, {"v": torch.ones(70), "w": torch.ones(70)}
+    mixed = rm.weighted_sum(rm.model(a), rm.model(b), alpha=0.5)
+    assert rm.merge(mixed, dtype="fp8_e4m3")["v"].float()[0] == 224.0
+    a["v"][69] = 1000.0
+    with pytest.raises(rm.NonFiniteError, match="result: v overflows F8_E4M3"):
+        rm.merge(mixed, dtype="fp8_e4m3")
+
+
 def test_an_executor_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMELT_EXECUTOR", "abacus")
     with pytest.raises(rm.OptionError, match="REMELT_EXECUTOR is native or torch, but it is 'abacus'"):

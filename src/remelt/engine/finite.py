@@ -9,6 +9,9 @@ from typing import Literal
 
 import torch
 
+HIGHEST_E4M3 = 464.0
+"""The largest number that rounds to one of F8_E4M3, 448: what is larger becomes that, and no infinity."""
+
 NonFinite = Literal["error", "keep", "missing"]
 
 
@@ -25,6 +28,11 @@ def is_finite(values: torch.Tensor) -> bool:
     if math.isfinite(values.sum(dtype=torch.float32 if values.element_size() == 2 else None).item()):
         return True
     return bool(torch.isfinite(values).all())
+
+
+def overflows(values: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether storing values in a type cuts them off without making them infinite."""
+    return dtype is torch.float8_e4m3fn and values.numel() > 0 and bool(values.abs().max() > HIGHEST_E4M3)
 
 
 @dataclass

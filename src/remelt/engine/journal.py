@@ -113,7 +113,7 @@ class Journal:
         if self._waiting:
             self._append(b"".join(self._waiting))
             self._waiting.clear()
-        self._flushed = time.monotonic()
+            self._flushed = time.monotonic()
 
     def publishing(self, names: Names) -> None:
         """Record that files are about to take their final names, and flush: from here on, they may be found there."""

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from remelt.check.program import Load
+from remelt.core.dtype import DType
 from remelt.engine import native
+from remelt.engine.finite import HIGHEST_E4M3
 from remelt.engine.language import Kernel, Number, Operand, Operation
 from remelt.engine.tensors import TORCH, bytes_of
 from remelt.engine.torch_executor import PADDING
@@ -35,7 +37,7 @@ class NativeExecutor:
         self.kernel = kernel
         encoder = _Encoder(kernel)
         self.program = encoder.program()
-        self.loads, self.stores = encoder.loads, encoder.stores
+        self.loads, self.stores, self.limited = encoder.loads, encoder.stores, encoder.limited
         self.sizes = [target.dtype.itemsize for target in kernel.targets]
         self._local = threading.local()
 
@@ -50,10 +52,11 @@ class NativeExecutor:
     def sample(self, sample: Sample, numbers: Sequence[float]) -> tuple[list[torch.Tensor], list[float]]:
         """What the program makes of a sample: its targets, and its sums."""
         outputs = [torch.empty(PADDING, dtype=TORCH[target.dtype]) for target in self.kernel.targets]
-        sums = np.zeros((1, len(self.kernel.partials))) if self.kernel.partials else None
+        columns = len(self.kernel.partials) + len(self.limited)
+        sums = np.zeros((1, columns)) if columns else None
         inputs = [bytes_of(source) for source in sample.sources]
         native.run(self.program, np.array(numbers), inputs, [bytes_of(one) for one in outputs], PADDING, sums=sums)
-        return outputs, [] if sums is None else sums[0].tolist()
+        return outputs, [] if sums is None else sums[0, : len(self.kernel.partials)].tolist()
 
     def tile(self, run: TaskRun, numbers: Sequence[float], begin: int, end: int) -> None:
         """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
@@ -70,7 +73,8 @@ class NativeExecutor:
             else run.held_bytes(target.register, begin, end)
             for place, (target, width) in enumerate(zip(kernel.targets, self.sizes, strict=True))
         ]
-        sums = np.empty((-(-size // CHUNK), len(kernel.partials))) if kernel.partials else None
+        columns = len(kernel.partials) + len(self.limited)
+        sums = np.empty((-(-size // CHUNK), columns)) if columns else None
         report = native.run(self.program, np.array(numbers), inputs, outputs, size, start=begin, sums=sums)
         if report.loads:
             for place in report.loads:
@@ -78,10 +82,14 @@ class NativeExecutor:
                 load = run.program.instructions[source.register]
                 if isinstance(load, Load):
                     run.blame_stored(load)
+        too_large = set()
+        if sums is not None and self.limited:
+            largest = sums[:, len(kernel.partials) :].max(axis=0, initial=0.0)
+            too_large = {place for place, found in zip(self.limited, largest, strict=True) if found > HIGHEST_E4M3}
         for store, place in enumerate(self.stores):
             output = kernel.targets[place].output
             if output is not None:
-                finite = store not in report.stores
+                finite = store not in report.stores and place not in too_large
                 run.put(output, begin, outputs[place], finite=finite, checksum=report.checksums[store])
         if sums is not None:
             self._add(run, sums)
@@ -111,6 +119,8 @@ class _Encoder:
         self.loads = [operation.place for operation in kernel.operations if operation.name == "load"]
         self.stores: list[int] = []
         """The targets in the order in which they are stored."""
+        self.limited: list[int] = []
+        """The targets whose type turns what is too large into its largest number."""
         self.rows: list[list[int]] = []
         self.placed: dict[int, int] = {}
         self.free: list[int] = []
@@ -150,7 +160,7 @@ class _Encoder:
             len(kernel.scalars),
             len(kernel.sources),
             len(kernel.targets),
-            len(kernel.partials),
+            len(kernel.partials) + len(self.limited),
         )
 
     def _operation(self, place: int, operation: Operation) -> None:
@@ -190,7 +200,18 @@ class _Encoder:
         stored = native.TYPES[target.dtype.name]
         self.rows.append([native.OPERATIONS["store"], kind, position, field, 0, 0, flags, stored])
         self.stores.append(position)
+        if target.dtype is DType.F8_E4M3 and isinstance(target.value, int):
+            self._limit(position, self.placed[target.value], kind)
         self._used(target.value)
+
+    def _limit(self, position: int, register: int, kind: int) -> None:
+        """Find the largest size of what is stored."""
+        size = self.free[-1] if self.free else self.registers
+        self.registers = max(self.registers, size + 1)
+        self.rows.append([native.OPERATIONS["abs"], kind, size, register, 0, 0, 0, 0])
+        column = len(self.kernel.partials) + len(self.limited)
+        self.rows.append([native.OPERATIONS["reduce_maximum"], kind, column, size, 0, 0, 0, 0])
+        self.limited.append(position)
 
     def _sum(self, index: int) -> None:
         value = self.kernel.partials[index].value

@@ -13,7 +13,7 @@ from remelt.core.checksum import checksum
 from remelt.core.dtype import DType
 from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo
-from remelt.engine.finite import is_finite
+from remelt.engine.finite import is_finite, overflows
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import plain_values, run_traced
 from remelt.engine.tensors import TORCH, bytes_of
@@ -320,11 +320,16 @@ class TaskRun(Reader):
             return values.to(dtype).cpu()
         return self.place.scratch.take(values.numel(), dtype).copy_(values)
 
+    @staticmethod
+    def fits(values: torch.Tensor, stored: torch.Tensor) -> bool:
+        """Whether what is stored is finite, and nothing was cut off."""
+        return is_finite(stored) and not overflows(values, stored.dtype)
+
     def write(self, position: int, values: torch.Tensor, begin: int) -> None:
         """A tile of a result in its stored type, at its place."""
         root, key, info = self.task.outputs[position]
         stored = self.stored(values, TORCH[info.dtype])
-        if info.dtype.is_float and (self.shows_all or not self.spoiled) and not is_finite(stored):
+        if info.dtype.is_float and (self.shows_all or not self.spoiled) and not self.fits(values, stored):
             before = self.spoiled
             self.spoiled = False
             if self.shows_all:
