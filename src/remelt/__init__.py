@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from remelt.methods.arithmetic import add, multiply, scale, subtract
+    from remelt.methods.consensus import ties_sum
     from remelt.methods.limiting import clamp
     from remelt.methods.linear import add_difference, n_average, weighted_sum
     from remelt.methods.plumbing import cast, fallback, omit_component, pick_component
@@ -70,6 +71,7 @@ _HOMES = {
         "UsageError",
     ),
     "remelt.methods.arithmetic": ("add", "multiply", "scale", "subtract"),
+    "remelt.methods.consensus": ("ties_sum",),
     "remelt.methods.limiting": ("clamp",),
     "remelt.methods.linear": ("add_difference", "n_average", "weighted_sum"),
     "remelt.methods.plumbing": ("cast", "fallback", "omit_component", "pick_component"),
@@ -127,6 +129,7 @@ __all__ = [
     "serialize",
     "slerp",
     "subtract",
+    "ties_sum",
     "weighted_sum",
 ]
 

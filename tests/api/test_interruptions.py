@@ -43,8 +43,8 @@ def slow_sum(a: Same, b: Same, *, key: str) -> Same:
 RECIPE = 'version 1\nslow_sum("a", "b")\n'
 KEYS = 40
 SLOW = 0.03
-LASTS = KEYS * SLOW / 2 - 0.1
-"""Seconds from the first progress that is told to shortly before the end."""
+LASTS = KEYS * SLOW / 2 - 0.2
+"""Seconds from the progress that is told first to shortly before the end."""
 OLD = b"the old file"
 
 

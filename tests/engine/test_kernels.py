@@ -203,6 +203,16 @@ def test_a_whole_recipe_is_one_kernel_and_shared_work_is_done_once(traced: list[
     assert names(traced[0]) == ["load", "load", "sub", "mul", "load", "add", "add"]
 
 
+def test_reductions_that_a_number_makes_idle_are_left_out(traced: list[Kernel | None]) -> None:
+    models = [rm.model({"w": torch.randn(70)}) for _ in "abc"]
+    deltas = [model - models[0] for model in models[1:]]
+    for k, passes in ((1.0, 1), (0.5, 3)):
+        recipe = models[0] + rm.ties_sum(*deltas, k=k)
+        assert [len(planned.passes.passes) for planned in rm.plan(recipe).tasks] == [passes]
+        rm.merge(recipe)
+    assert traced[0] is not None
+
+
 def test_a_method_that_decides_by_a_number_is_run_as_it_is(
     traced: list[Kernel | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ ROUND_OFF = {
     "clamp": (4, "sd-mecha takes the mean of the stacked bounds, remelt of their sum"),
     "add_difference": (2, "sd-mecha uses one fused operation, remelt a product and a sum"),
     "n_average": (8, "sd-mecha keeps a running mean, remelt adds up and divides once"),
+    "ties_sum": (4, "sd-mecha adds a stack of tensors up, remelt one after the other"),
     "slerp": (64, "sd-mecha takes norms and products in float32, remelt in float64"),
     "perpendicular_component": (64, "sd-mecha takes the norm and the product in float32, remelt in float64"),
 }
@@ -40,7 +41,9 @@ def theirs(name: str) -> Callable[..., Any]:
 
 def by_sd_mecha(name: str, *tensors: Tensor, **values: float) -> Tensor:
     """The result of sd-mecha's method: some take a mapping by key, all take numbers as tensors, but for clamp's."""
-    numbers: dict[str, Any] = dict(values) if name == "clamp" else {k: torch.tensor(v) for k, v in values.items()}
+    numbers: dict[str, Any] = (
+        dict(values) if name in ("clamp", "ties_sum") else {k: torch.tensor(v) for k, v in values.items()}
+    )
     if name in ("weighted_sum", "n_average", "add_difference"):
         result = theirs(name)(*({"w": tensor.clone()} for tensor in tensors), **numbers, key="w")
     else:
@@ -85,6 +88,7 @@ CASES = [
     ("subtract", 2, {}),
     *(("slerp", 2, {"alpha": alpha}) for alpha in (0.1, 0.3, 0.5, 0.9)),
     ("perpendicular_component", 2, {}),
+    *(("ties_sum", count, {"k": k}) for count in (1, 2, 3, 5) for k in (0.0, 0.2, 0.7, 1.0)),
     *(("clamp", count, {"stiffness": stiffness}) for count in (2, 3, 4, 6) for stiffness in (0.0, 0.3, 1.0)),
 ]
 

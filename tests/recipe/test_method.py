@@ -185,6 +185,12 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (one, {"keys": keys_of}, "method one: cut 'model' and a function `keys` belong together"),
     (one, {"cut": "element", "reductions": (total,)}, "reductions and an argument `sums: Sums` belong together"),
     (summed, {"cut": "element"}, "reductions and an argument `sums: Sums` belong together"),
+    (one, {"cut": "element", "conclusion": total}, "method one: a conclusion needs reductions"),
+    (
+        summed,
+        {"cut": "element", "reductions": (total,), "reduces": bool},
+        "method summed: where reductions may be left out, a conclusion says what stands for them",
+    ),
     (summed, {"reductions": (total,)}, "only a method of cut 'element' is streamed after reductions"),
     (any_space, {}, "method any_space: arguments of any space need a `mass` rule"),
     (one, {"shortcuts": (Shortcut("beta", 0.0, "a"),)}, "the shortcut at beta=0.0 names no argument"),

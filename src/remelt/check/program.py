@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,15 @@ class Apply:
     operands: tuple[int, ...]
     key: str | None
     cast: DType | None = None
+
+    @property
+    def reductions(self) -> tuple[Callable[..., Any], ...]:
+        """The rounds of reductions that this call needs."""
+        declaration = self.method.declaration
+        if declaration.reduces is None or any(isinstance(argument, Slot) for _, argument in self.kwargs):
+            return declaration.reductions
+        plain = {name: argument.value for name, argument in self.kwargs if isinstance(argument, Constant)}
+        return declaration.reductions if declaration.reduces(plain) else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,7 @@ class TaskRun(Reader):
     def concluded(self, register: int, instruction: Apply, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the sums of a method come to, found once."""
         if register not in self.conclusions:
-            self.conclusions[register] = conclude(instruction.method, self.sums[register], values)
+            self.conclusions[register] = conclude(instruction.method, self.sums.get(register, {}), values)
         return self.conclusions[register]
 
     def key_of(self, instruction: Apply) -> str:
@@ -263,7 +263,7 @@ class TaskRun(Reader):
         instruction = self.program.instructions[register]
         assert isinstance(instruction, Apply)
         args, kwargs = self.arguments(instruction, values)
-        reduction = instruction.method.declaration.reductions[number]
+        reduction = instruction.reductions[number]
         earlier = self.sums.get(register, {})
         for first in range(0, max(end - begin, 1), CHUNK):
             part = [self.slice(arg, first, first + CHUNK) for arg in args]

@@ -184,6 +184,7 @@ def _step(operation: Operation, placed: Mapping[int, int], out: int) -> Step:
         register = placed[source]
         return lambda registers, sources, numbers: registers[out].copy_(registers[register].to(stored))
     tensors_only = operation.name in ("minimum", "maximum", "select") or isinstance(operation.operands[0], Number)
+    kind = _KINDS[operation.kind]
     operands = [
         (True, operand.index) if isinstance(operand, Number) else (False, placed[operand])
         for operand in operation.operands
@@ -192,7 +193,7 @@ def _step(operation: Operation, placed: Mapping[int, int], out: int) -> Step:
     def step(registers: Registers, sources: Sequence[torch.Tensor], numbers: Sequence[float]) -> None:
         values: list[Any] = [numbers[index] if is_number else registers[index] for is_number, index in operands]
         if tensors_only:
-            values = [torch.tensor(value, dtype=torch.float64) if type(value) is float else value for value in values]
+            values = [torch.tensor(value, dtype=kind) if type(value) is float else value for value in values]
         function(*values, out=registers[out])
 
     return step

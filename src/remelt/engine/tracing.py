@@ -109,7 +109,7 @@ class _Tracer:
         assert isinstance(instruction, Apply)
         args = [self.argument(argument) for argument in instruction.args]
         kwargs = {name: self.argument(argument) for name, argument in instruction.kwargs}
-        reduction = instruction.method.declaration.reductions[number]
+        reduction = instruction.reductions[number]
         sums = SymbolicSums(self.writer, register)
         found = reduce_tile(instruction.method, reduction, args, kwargs, sums)
         partials = []

@@ -1,5 +1,5 @@
 """The merge methods, one function each, in files by family: `linear`, `arithmetic`, `spherical`, `projection`,
-`limiting`, `plumbing`.
+`consensus`, `limiting`, `plumbing`.
 
 `METHODS` finds them by name, ours by folder and third parties' by the entry-point group ``remelt.methods`` or
 ``--plugin``. Importing this package does not import torch; looking a method up does.

@@ -74,7 +74,7 @@ class _Scheduler:
                 self.whole.add(register)
                 base += 1
             elif isinstance(instruction, Apply):
-                base += len(instruction.method.declaration.reductions)
+                base += len(instruction.reductions)
             self.levels[register] = base
 
     def run(self) -> Schedule:
@@ -88,7 +88,7 @@ class _Scheduler:
             if register in self.whole:
                 calls.setdefault(self.levels[register] - 1, []).append(register)
                 continue
-            rounds = len(instruction.method.declaration.reductions)
+            rounds = len(instruction.reductions)
             if rounds and self.store:
                 stores.setdefault(self.levels[register], []).append(register)
             for number in range(rounds):

@@ -123,6 +123,7 @@ class Declaration:
       whole tensors), ``model`` (needs several keys).
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before.
+    - ``reduces``: whether reductions are needed at all, from the plain arguments, where they are the same for all keys.
     - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
       numbers by name, once a tensor; the method is then given those as its ``sums``, and need not decide by them.
     - ``shortcuts``: numbers at which an operand is the result.
@@ -139,6 +140,7 @@ class Declaration:
 
     cut: Cut
     reductions: tuple[Callable[..., Mapping[str, AnyTensor]], ...] = ()
+    reduces: Callable[[Bindings], bool] | None = None
     conclusion: Callable[..., Mapping[str, float]] | None = None
     shortcuts: tuple[Shortcut, ...] = ()
     mass: Callable[[Sequence[Mass], Bindings], Mass] | None = None
@@ -307,8 +309,10 @@ def _validate(method: Method[..., Any]) -> None:
         raise RecipeError(f"{refuse}cut 'model' and a function `keys` belong together")
     if bool(declaration.reductions) != ("sums" in method.given):
         raise RecipeError(f"{refuse}reductions and an argument `sums: Sums` belong together")
-    if declaration.conclusion is not None and not declaration.reductions:
+    if (declaration.conclusion or declaration.reduces) and not declaration.reductions:
         raise RecipeError(f"{refuse}a conclusion needs reductions")
+    if declaration.reduces is not None and declaration.conclusion is None:
+        raise RecipeError(f"{refuse}where reductions may be left out, a conclusion says what stands for them")
     if declaration.reductions and declaration.cut != "element":
         raise RecipeError(f"{refuse}only a method of cut 'element' is streamed after reductions")
     if "any" in {method.returns, *(parameter.kind for parameter in method.parameters)} and declaration.mass is None:

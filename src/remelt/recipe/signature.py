@@ -156,7 +156,8 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
     given = dict(kwargs)
     if "sums" in method.given and "sums" not in given:
         sums: dict[str, Any] = {}
-        for reduction in method.declaration.reductions:
+        needed = method.declaration.reduces is None or method.declaration.reduces({**_defaults(method), **given})
+        for reduction in method.declaration.reductions if needed else ():
             sums.update(reduce_tile(method, reduction, args, given, sums))
         given["sums"] = conclude(method, sums, given)
     return method.function(*args, **given)
@@ -175,7 +176,7 @@ def conclude(method: Method[..., Any], sums: Mapping[str, Any], values: Mapping[
     conclusion = method.declaration.conclusion
     if conclusion is None:
         return sums
-    numbers = {name: float(value) for name, value in sums.items()}
+    numbers = {name: float(value) if value.numel() == 1 else value for name, value in sums.items()}
     return conclusion(numbers, **_asked(method, conclusion, values, numbers))
 
 
@@ -186,7 +187,7 @@ def _asked(
     wanted = function.__kwdefaults__ or {}
     names = function.__code__.co_varnames
     keyword_only = names[function.__code__.co_argcount :][: function.__code__.co_kwonlyargcount]
-    defaults = {parameter.name: parameter.default for parameter in method.parameters if not parameter.required}
+    defaults = _defaults(method)
     chosen: dict[str, Any] = {}
     for name in keyword_only:
         if name == "sums":
@@ -194,3 +195,7 @@ def _asked(
         elif name in values or name not in wanted:
             chosen[name] = values.get(name, defaults.get(name))
     return chosen
+
+
+def _defaults(method: Method[..., Any]) -> dict[str, Any]:
+    return {parameter.name: parameter.default for parameter in method.parameters if not parameter.required}
