@@ -30,3 +30,7 @@ def test_the_hint_offers_all_of_them() -> None:
     assert nearest_hint("slrp", ["slerp"]) == "did you mean 'slerp'?"
     assert nearest_hint("ab", ["ac", "ad"]) is None
     assert nearest_hint("abcd", ["abce", "abcf"]) == "did you mean 'abcf' or 'abce'?"
+
+
+def test_names_far_behind_the_best_are_not_offered() -> None:
+    assert nearest("weigthed_sum", ["ties_sum", "weighted_sum"]) == ["weighted_sum"]
