@@ -93,17 +93,14 @@ class Bench:
         """Run all jobs of a row."""
         files = self.processes.files
         results = {job: self._begun(job) for job in row.jobs}
-        paths = sorted({path for job in results for path in files.paths(job.family, job.models)})
-        needed = total_bytes(paths) + files.size(row.ours.family)
-        cached = needed <= CACHED * memory_bytes()
+        paths = {path for job in results for path in files.paths(job.family, job.models)}
+        needed = total_bytes(list(paths)) + files.size(row.ours.family)
         for turn in range(max(self.repeat, self.peer_repeat)):
             due = [job for job, result in results.items() if not result.word and self._is_due(job, turn)]
-            if due and cached:
-                warm(paths)
             for place in range(len(due)):
                 self._run(due[(place + turn) % len(due)], results)
         self._shared |= {job: result for job, result in results.items() if result.runs and self._is_shared(job)}
-        return Measured(row, results, cached)
+        return Measured(row, results, cached=needed <= CACHED * memory_bytes())
 
     def _begun(self, job: Job) -> Result:
         """The result of a job before its runs in this row."""
@@ -120,6 +117,7 @@ class Bench:
         if job.tool == "mergekit" and not result.setting:
             self._try_settings(job, result)
         if not result.word:
+            warm(self.processes.files.paths(job.family, job.models))
             self._keep(job, result, self.processes.run(job, result.setting))
 
     def _is_due(self, job: Job, turn: int) -> bool:
