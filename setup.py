@@ -12,7 +12,11 @@ import sysconfig
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ("module", "program", "interpreter", "operations_plain", "operations_avx2", "operations_avx512")
+SOURCES = (
+    *("module", "memory", "objects", "calls", "program", "interpreter", "stages"),
+    *("operations_plain", "operations_avx2", "operations_avx512"),
+)
+HEADERS = ("language", "python", "stages", "lanes_plain", "lanes_avx2", "lanes_avx512", "operations")
 FOLDER = "src/remelt/engine/native"
 OLDEST = "0x030B0000"
 WANTED = os.environ.get("REMELT_NATIVE") != "0"
@@ -47,7 +51,7 @@ class BuildNative(build_ext):
 native = Extension(
     "remelt.engine.native._native",
     [f"{FOLDER}/{name}.c" for name in SOURCES],
-    depends=[f"{FOLDER}/{name}.h" for name in ("language", "lanes_plain", "lanes_avx2", "lanes_avx512", "operations")],
+    depends=[f"{FOLDER}/{name}.h" for name in HEADERS],
     define_macros=[("Py_LIMITED_API", OLDEST)] if STABLE else [],
     py_limited_api=STABLE,
     optional=True,

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from remelt.engine.sink import FileSink
+
 
 @dataclass
 class Recording:
@@ -33,6 +35,7 @@ class Recording:
 def record(folder: Path, patch: pytest.MonkeyPatch) -> Recording:
     """Note what happens below a folder from now on, until the patch is undone."""
     told = Recording(folder)
+    patch.setattr(FileSink, "place", lambda *_: None)  # every write is asked of Python
     real = {
         name: getattr(os, name)
         for name in ("open", "pwrite", "write", "ftruncate", "posix_fallocate", "fsync", "replace", "unlink", "close")

@@ -14,6 +14,7 @@ import torch
 
 import remelt as rm
 from remelt.api import merging
+from remelt.engine import native
 from remelt.methods import METHODS
 from remelt.planning import cost
 
@@ -47,11 +48,12 @@ def model(seed: int, size: int = 300_001) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def use(tile: int, slice_size: int = cost.SLICE) -> None:
-        from remelt.engine import run
+        from remelt.engine import native_executor, units
 
         monkeypatch.setattr(cost, "TILE", tile)
         monkeypatch.setattr(cost, "SMALLEST_TILE", min(tile, cost.SMALLEST_TILE))
-        monkeypatch.setattr(run, "SLICE", slice_size)
+        monkeypatch.setattr(units, "SLICE", slice_size)
+        monkeypatch.setattr(native_executor, "SLICE", max(tile, cost.CHUNK))
 
     return use
 
@@ -80,6 +82,22 @@ def test_no_tile_slice_or_number_of_threads_changes_a_bit(name: str, specimens: 
         assert list(found) == list(expected)
         for key, value in expected.items():
             assert torch.equal(found[key].view(torch.int32), value.view(torch.int32)), (key, tile, threads)
+
+
+@pytest.mark.parametrize("executor", ["native", "torch"])
+def test_threads_that_share_the_passes_of_a_large_tensor_change_no_bit(
+    executor: str, specimens: ModuleType, tiles: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if executor == "native" and not native.available():
+        pytest.skip("the native executor is not built")
+    monkeypatch.setenv("REMELT_EXECUTOR", executor)
+    a, b = ({"w": torch.randn(2**23 + 77, generator=torch.Generator().manual_seed(seed)).half()} for seed in (1, 2))
+    recipe = specimens.standardise(rm.slerp(rm.model(a), rm.model(b), alpha=0.3))
+    expected = rm.merge(recipe, threads=1)
+    for tile, threads in ((2**12, 2), (2**16, 3), (2**22, 8)):
+        tiles(tile)
+        found = rm.merge(recipe, threads=threads)
+        assert torch.equal(found["w"].view(torch.int16), expected["w"].view(torch.int16)), (tile, threads)
 
 
 def test_each_cut_computes_what_it_says(specimens: ModuleType) -> None:

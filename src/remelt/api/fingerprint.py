@@ -58,8 +58,9 @@ def _identity(path: Path) -> list[object]:
 def _foreign_methods(group: PreparedGroup) -> Iterable[str]:
     """Methods that are not ours, with a digest of their code: the version of remelt does not tell theirs."""
     seen = set()
-    for planned in group.plan.tasks:
-        for instruction in planned.task.program.instructions:
+    programs = {id(planned.task.program): planned.task.program for planned in group.plan.tasks}
+    for program in programs.values():
+        for instruction in program.instructions:
             if isinstance(instruction, Apply) and instruction.method.name not in seen:
                 seen.add(instruction.method.name)
                 module = inspect.getmodule(instruction.method.function)

@@ -16,7 +16,7 @@ from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
-from remelt.check.inputs import Input, arch_of, input_groups
+from remelt.check.inputs import Input, arch_of, input_groups, keys_of
 from remelt.check.joining import join_reports
 from remelt.check.keys import KeyOptions, KeyReport, check_keys
 from remelt.check.names import check_names
@@ -158,8 +158,7 @@ class _Group:
         for root in self.roots:
             given = list(self.inputs_of(root).values())
             arch = arch_of(given, problems)
-            keys = list(dict.fromkeys(key for one in given for key in one.checkpoint.tensors))
-            layouts.append(arch_layout(keys, arch))
+            layouts.append(arch_layout(keys_of(given), arch))
             problems += check_names(self.graph, self.graph.reachable(root), layouts[-1])
         _refuse(list(dict.fromkeys(problems)), self.graph)
         options = KeyOptions(missing=self.options.missing, dtype=self.options.stored)  # type: ignore[arg-type]

@@ -143,9 +143,14 @@ class Arch:
     def __repr__(self) -> str:
         return f"<Arch {self.name}>"
 
+    @functools.cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the canonical keys of any component begin with."""
+        return tuple(prefix for component in self.components for prefix in component.prefixes)
+
     def canonical(self, key: str) -> str:
         """The key as a whole checkpoint spells it: files that hold one component alone may leave out its prefix."""
-        if any(key.startswith(component.prefixes) for component in self.components):
+        if key.startswith(self.prefixes):
             return key
         for component in self.components:
             if component.bare and key.startswith(component.bare):
@@ -177,13 +182,49 @@ class Arch:
 
     def is_copied(self, key: str) -> bool:
         """Whether a canonical key is never merged."""
-        return glob_pattern(self.copied).match(key) is not None
+        return Globs.of(self.copied).match(key)
 
 
-@functools.cache
-def glob_pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
-    """One pattern for what any of the globs matches, whole."""
-    return re.compile("|".join(translate(glob) for glob in globs) if globs else r"(?!)")
+@dataclass(frozen=True)
+class Globs:
+    """Some globs, sorted by what it takes to hold a text against them: most ask for a beginning or an end.
+
+    >>> globs = Globs.of(("*.inv_freq", "edm_*", "*cumprod*", "layer_?"))
+    >>> [globs.match(text) for text in ("a.inv_freq", "edm_mean", "a_cumprod_b", "layer_1", "layer_10")]
+    [True, True, True, True, False]
+    """
+
+    whole: frozenset[str]
+    starts: tuple[str, ...]
+    ends: tuple[str, ...]
+    inside: tuple[str, ...]
+    others: re.Pattern[str] | None
+
+    @staticmethod
+    @functools.cache
+    def of(globs: tuple[str, ...]) -> Globs:
+        """The globs as they may be matched."""
+        kinds: dict[tuple[bool, bool], list[str]] = {}
+        others = []
+        for glob in globs:
+            words = glob[glob.startswith("*") : len(glob) - (len(glob) > 1 and glob.endswith("*"))]
+            if any(sign in words for sign in "*?["):
+                others.append(translate(glob))
+            else:
+                kinds.setdefault((glob.startswith("*"), len(glob) > 1 and glob.endswith("*")), []).append(words)
+        whole, starts, ends, inside = (
+            tuple(kinds.get(kind, ())) for kind in ((False, False), (False, True), (True, False), (True, True))
+        )
+        return Globs(frozenset(whole), starts, ends, inside, re.compile("|".join(others)) if others else None)
+
+    def match(self, text: str) -> bool:
+        """Whether any of the globs matches the whole text."""
+        if text.startswith(self.starts) or text.endswith(self.ends) or text in self.whole:
+            return True
+        for part in self.inside:
+            if part in text:
+                return True
+        return self.others is not None and self.others.match(text) is not None
 
 
 def read_arch(path: Path) -> Arch:

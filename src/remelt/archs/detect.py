@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from remelt.archs.arch import Arch, Sign, Variant, all_archs
 from remelt.core.tensor_info import TensorInfo
 
-_ADAPTER_MARKS = (".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lokr_w", ".hada_w", ".oft_")
+_ADAPTER_MARK = re.compile(r"\.lora_(?:up|down|A|B)\.|\.(?:lokr_w|hada_w|oft_)")
 _VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _VAE_PREFIXES = ("first_stage_model.", "vae.")
 
@@ -65,7 +66,7 @@ def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
 def _miss(tensors: Mapping[str, TensorInfo], near: list[_Trial]) -> str:
     """What a file is whose keys no arch recognises."""
     if not near:
-        adapted = next((key for key in tensors if any(mark in key for mark in _ADAPTER_MARKS)), None)
+        adapted = next((key for key in tensors if _ADAPTER_MARK.search(key)), None)
         if adapted is not None:
             return f"no known arch: {adapted} says that this is an adapter (LoRA or the like), not a model"
         if _is_vae(tensors):
@@ -77,9 +78,11 @@ def _miss(tensors: Mapping[str, TensorInfo], near: list[_Trial]) -> str:
     return f"no known arch: nearest is {nearest.name}, but {said}"
 
 
-def _is_vae(keys: Iterable[str]) -> bool:
+def _is_vae(keys: Collection[str]) -> bool:
+    if not any(f"{prefix}decoder.conv_in.weight" in keys for prefix in ("", *_VAE_PREFIXES)):
+        return False
     bare = {key.removeprefix(next((prefix for prefix in _VAE_PREFIXES if key.startswith(prefix)), "")) for key in keys}
-    return "decoder.conv_in.weight" in bare and all(key.startswith(_VAE_STARTS) for key in bare)
+    return all(key.startswith(_VAE_STARTS) for key in bare)
 
 
 def _try(arch: Arch, signs: Iterable[Sign], tensors: Mapping[str, TensorInfo]) -> _Trial:

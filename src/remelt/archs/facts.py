@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from remelt.archs.arch import Arch, glob_pattern
-from remelt.archs.structure import Place, infer, is_number
+from remelt.archs.arch import Arch, Globs
+from remelt.archs.structure import Place, Structure, infer, is_number
 from remelt.errors import RecipeError
 
 NEVER_MERGED = ("*.inv_freq", "*position_ids", "*.num_batches_tracked")
@@ -50,42 +50,102 @@ class KeyFacts:
 
 
 class Layout:
-    """An arch, or none, applied to a set of keys.
+    """An arch, or none, applied to a set of keys. What is asked of it is found when it is first asked.
 
     ``keys`` in natural order; ``components`` by canonical name and ``component_aliases`` to it; ``blocks`` by display
     name, no key in two; ``groups`` by name; ``block_names`` is everything that may be written for a block or a group,
     and ``ambiguous`` the short names that several blocks would answer to, with the names that are meant.
     """
 
-    def __init__(self, facts: Iterable[KeyFacts], arch: Arch | None, ambiguous: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, keys: Iterable[str], arch: Arch | None) -> None:
         self.arch = arch
-        self._facts = {entry.key: entry for entry in facts}
-        self.keys = tuple(self._facts)
-        self.ambiguous = MappingProxyType(dict(ambiguous))
+        self._canonical = {key: key if arch is None else arch.canonical(key) for key in keys}
+        self._matches: dict[tuple[tuple[str, ...], str], bool] = {}
+
+    @functools.cached_property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(sorted(self._canonical, key=natural_order))
+
+    @functools.cached_property
+    def copied(self) -> frozenset[str]:
+        """The keys that are never merged."""
+        shadow = None if self.arch is None else self.arch.shadow
+        if shadow is not None and any(key.startswith(shadow.prefix) for key in self._canonical):
+            return frozenset(key for key, facts in self._facts.items() if facts.copied)
+        return self._copied
+
+    @functools.cached_property
+    def _copied(self) -> frozenset[str]:
+        """The keys that are never merged by their own names."""
+        globs = Globs.of(NEVER_MERGED if self.arch is None else (*NEVER_MERGED, *self.arch.copied))
+        return frozenset(key for key, canonical in self._canonical.items() if globs.match(canonical))
+
+    @functools.cached_property
+    def _facts(self) -> Mapping[str, KeyFacts]:
+        if self.arch is None or self.arch.shadow is None:
+            return self._own_facts
+        return {**self._own_facts, **_shadowed(self._own_facts, self._canonical, self.arch)}
+
+    @functools.cached_property
+    def _own_facts(self) -> Mapping[str, KeyFacts]:
+        """The facts of every key by its own name, whatever it is a running average of."""
+        names, places = _Names(self._structure.stacks, self.arch), self._structure.places
+        return {
+            key: names.facts(key, canonical, places[canonical], key in self._copied)
+            for key, canonical in ((key, self._canonical[key]) for key in self.keys)
+        }
+
+    @functools.cached_property
+    def _structure(self) -> Structure:
+        return infer(self._canonical[key] for key in self.keys)
+
+    @functools.cached_property
+    def components(self) -> Mapping[str, tuple[str, ...]]:
+        return _grouped((entry.component, entry.key) for entry in self._facts.values())
+
+    @functools.cached_property
+    def component_aliases(self) -> Mapping[str, str]:
         entries = self._facts.values()
-        self.components = _grouped((entry.component, entry.key) for entry in entries)
-        self.component_aliases = MappingProxyType(
-            {alias: entry.component for entry in entries for alias in entry.component_names[1:]}
-        )
-        self.blocks = _grouped((entry.blocks[0], entry.key) for entry in entries if entry.blocks)
-        self.groups = _grouped(
+        return MappingProxyType({alias: entry.component for entry in entries for alias in entry.component_names[1:]})
+
+    @functools.cached_property
+    def blocks(self) -> Mapping[str, tuple[str, ...]]:
+        return _grouped((entry.blocks[0], entry.key) for entry in self._facts.values() if entry.blocks)
+
+    @functools.cached_property
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        return _grouped(
             (group.name, entry.key)
-            for group in (arch.groups if arch is not None else ())
-            for entry in entries
+            for group in (self.arch.groups if self.arch is not None else ())
+            for entry in self._facts.values()
             if group.name in entry.groups
         )
-        written = {name for entry in entries for name in (*entry.blocks, *entry.groups)}
-        self.block_names = frozenset(written | set(arch.preset if arch is not None else ()))
-        self.layer_classes = tuple(
-            sorted({".".join(entry.layer) for entry in entries if entry.layer}, key=natural_order)
-        )
-        self._matches: dict[tuple[tuple[str, ...], str], bool] = {}
+
+    @functools.cached_property
+    def block_names(self) -> frozenset[str]:
+        written = {name for entry in self._facts.values() for name in (*entry.blocks, *entry.groups)}
+        return frozenset(written | set(self.arch.preset if self.arch is not None else ()))
+
+    @functools.cached_property
+    def layer_classes(self) -> tuple[str, ...]:
+        classes = {".".join(layer) for layer in {entry.layer for entry in self._facts.values()} if layer}
+        return tuple(sorted(classes, key=natural_order))
+
+    @functools.cached_property
+    def ambiguous(self) -> Mapping[str, tuple[str, ...]]:
+        tails = _short_stacks(self._structure.stacks)
+        meant: dict[str, dict[str, None]] = {}
+        for key in self.keys:
+            place = self._structure.places[self._canonical[key]]
+            for tail in tails[place.stack].shared if place.stack is not None else ():
+                meant.setdefault(f"{tail}.{place.number}", {})[self._own_facts[key].blocks[0]] = None
+        return MappingProxyType({name: tuple(blocks) for name, blocks in meant.items()})
 
     def facts(self, key: str) -> KeyFacts:
         """The facts of a key of this layout; `RecipeError` for another one."""
         found = self._facts.get(key)
         if found is None:
-            raise RecipeError(f"{key!r} is none of the {len(self.keys)} keys of this model")
+            raise RecipeError(f"{key!r} is none of the {len(self._canonical)} keys of this model")
         return found
 
     def matches_class(self, facts: KeyFacts, pattern: str) -> bool:
@@ -133,20 +193,7 @@ def layout(keys: Sequence[str], arch: Arch | None) -> Layout:
     >>> found.facts("layers.1.attn.weight").blocks, list(found.blocks)
     (('layers.1',), ['layers.0', 'layers.1'])
     """
-    ordered = sorted(dict.fromkeys(keys), key=natural_order)
-    canonical = {key: key if arch is None else arch.canonical(key) for key in ordered}
-    structure = infer(canonical.values())
-    tails = _short_stacks(structure.stacks)
-    facts: dict[str, KeyFacts] = {}
-    meant: dict[str, dict[str, None]] = {}
-    for key in ordered:
-        place = structure.places[canonical[key]]
-        facts[key] = _facts(key, canonical[key], place, tails, arch)
-        for tail in tails[place.stack].shared if place.stack is not None else ():
-            meant.setdefault(f"{tail}.{place.number}", {})[facts[key].blocks[0]] = None
-    if arch is not None and arch.shadow is not None:
-        facts |= _shadowed(facts, canonical, arch)
-    return Layout(facts.values(), arch, {name: tuple(blocks) for name, blocks in meant.items()})
+    return Layout(keys, arch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,47 +204,53 @@ class _Tails:
     shared: tuple[str, ...]
 
 
-def _facts(key: str, canonical: str, place: Place, tails: Mapping[str, _Tails], arch: Arch | None) -> KeyFacts:
-    names: list[str] = []
-    inner = place.inner
-    component: tuple[str, ...] = (place.component,)
-    copied = glob_pattern(NEVER_MERGED).match(canonical) is not None
-    if arch is not None:
-        names += arch.block_of(canonical)
-        copied = copied or arch.is_copied(canonical)
-        found = arch.component_of(canonical)
-        if found is not None:
-            component = (found[0].name, *found[0].aliases)
-            inner = inner if place.stack is not None else tuple(found[1].split("."))
-    if place.stack is not None:
-        full = f"{place.stack}.{place.number}"
-        # A file of one component alone spells the path without the component's prefix.
-        spelled = full.removeprefix(canonical[: len(canonical) - len(key)])
-        names += [f"{tails[place.stack].short}.{place.number}", full, spelled]
-    blocks = tuple(dict.fromkeys(names))
-    groups = _group_names(arch, blocks[0] if blocks else "")
-    return KeyFacts(
-        key=key,
-        component=component[0],
-        blocks=blocks,
-        stack=place.stack,
-        index=place.index,
-        count=place.count,
-        layer=layer_names(inner),
-        copied=copied,
-        groups=groups,
-        component_names=component,
-    )
+class _Names:
+    """What keys are called, by an arch or by none; what is the same for many keys is found once."""
 
+    def __init__(self, stacks: Iterable[str], arch: Arch | None) -> None:
+        self.tails, self.arch = _short_stacks(stacks), arch
+        self.groups: dict[str, tuple[str, ...]] = {}
 
-def _group_names(arch: Arch | None, block: str) -> tuple[str, ...]:
-    groups = () if arch is None else arch.groups
-    return tuple(
-        name
-        for group in groups
-        if glob_pattern(group.outside).match(block) is None
-        for name in (group.name, *group.aliases)
-    )
+    def facts(self, key: str, canonical: str, place: Place, copied: bool) -> KeyFacts:
+        """The facts of a key that stands at a place."""
+        names: list[str] = []
+        inner = place.inner
+        component: tuple[str, ...] = (place.component,)
+        if self.arch is not None:
+            names += self.arch.block_of(canonical)
+            found = self.arch.component_of(canonical)
+            if found is not None:
+                component = (found[0].name, *found[0].aliases)
+                inner = inner if place.stack is not None else tuple(found[1].split("."))
+        if place.stack is not None:
+            full = f"{place.stack}.{place.number}"
+            # A file of one component alone spells the path without the component's prefix.
+            spelled = full.removeprefix(canonical[: len(canonical) - len(key)])
+            names += [f"{self.tails[place.stack].short}.{place.number}", full, spelled]
+        blocks = tuple(dict.fromkeys(names))
+        return KeyFacts(
+            key=key,
+            component=component[0],
+            blocks=blocks,
+            stack=place.stack,
+            index=place.index,
+            count=place.count,
+            layer=layer_names(inner),
+            copied=copied,
+            groups=self.groups_outside(blocks[0] if blocks else ""),
+            component_names=component,
+        )
+
+    def groups_outside(self, block: str) -> tuple[str, ...]:
+        """The names of the groups that gather what is outside of other blocks than this one."""
+        if block not in self.groups:
+            self.groups[block] = tuple(
+                name
+                for group in (() if self.arch is None else self.arch.groups)
+                if not Globs.of(group.outside).match(block)
+                for name in (group.name, *group.aliases)
+            )
+        return self.groups[block]
 
 
 def _shadowed(facts: Mapping[str, KeyFacts], canonical: Mapping[str, str], arch: Arch) -> dict[str, KeyFacts]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from remelt.archs.facts import Layout
 from remelt.check.bound import BoundGraph
-from remelt.check.inputs import Input
+from remelt.check.inputs import Input, keys_of
 from remelt.check.specialise import Kind, Place, Shape, Specialiser
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
@@ -26,7 +26,7 @@ class KeyGroups:
         layout: Layout,
     ) -> None:
         self.specialiser, self.graph, self.steps, self.inputs, self.layout = specialiser, graph, steps, inputs, layout
-        self.keys = list(dict.fromkeys(key for given in inputs.values() for key in given.checkpoint.tensors))
+        self.keys = keys_of(inputs.values())
         self.by_step: dict[int, dict[str, Group]] = {}
         self.joined: dict[str, str] = {}
         for index in steps:

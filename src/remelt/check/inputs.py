@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from remelt.archs.arch import Arch, find_arch
@@ -36,6 +36,14 @@ class Input:
     def info(self, key: str) -> TensorInfo | None:
         """The tensor's type and shape, or None where the file lacks it."""
         return self.checkpoint.tensors.get(key)
+
+
+def keys_of(inputs: Iterable[Input]) -> list[str]:
+    """Every key that any of the inputs has, in the order of the first that has it."""
+    found: dict[str, None] = {}
+    for tensors in {id(given.checkpoint.tensors): given.checkpoint.tensors for given in inputs}.values():
+        found.update(dict.fromkeys(tensors))
+    return list(found)
 
 
 def arch_of(inputs: Sequence[Input], problems: list[Problem]) -> Arch | None:

@@ -65,6 +65,30 @@ class KeyOptions:
     dtype: DType | None = None
 
 
+@dataclass(frozen=True)
+class _Infos:
+    """How inputs describe a key, those that have it, and whether any has floating-point numbers there."""
+
+    found: Mapping[int, TensorInfo]
+    floats: bool
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What is done about keys that are alike: a task for each with these outputs, or why there is none."""
+
+    program: Program | None
+    stranded: Sequence[Stranded]
+    shape: Shape
+    outputs: tuple[tuple[int, TensorInfo], ...] = ()
+    idle: tuple[str, ...] = ()
+    copy: bool = False
+
+
+_PLAIN, _COPIED = Kind(None, (), copied=False), Kind(None, (), copied=True)
+"""Kinds of keys in a recipe that does not ask what they are called."""
+
+
 def check_keys(
     graph: BoundGraph,
     roots: Sequence[int],
@@ -93,12 +117,17 @@ class _KeyCheck:
         self.groups = KeyGroups(self.specialiser, graph, self.steps, inputs, layout)
         self.report = KeyReport()
         self.masses = masses
+        self.tensors = {id(given.checkpoint.tensors): given.checkpoint.tensors for given in inputs.values()}
+        self.infos: dict[tuple[int, ...], _Infos] = {}
         self.programs: dict[object, tuple[Program | None, list[Stranded]]] = {}
+        self.decisions: dict[object, _Decision] = {}
         self.report.labels = {given.label for given in inputs.values()}
         self.used_by_root = [graph.models_of(root) for root in roots]
 
     def run(self) -> KeyReport:
-        for keys in self.groups.batches():
+        for key in () if self.groups.by_step else self.groups.keys:
+            self._single(key)
+        for keys in self.groups.batches() if self.groups.by_step else ():
             if len(keys) == 1 and not self.groups.spans(keys[0]):
                 self._single(keys[0])
             else:
@@ -106,8 +135,48 @@ class _KeyCheck:
         return self.report
 
     def _single(self, key: str) -> None:
+        """A key that is computed by itself: it is decided once for all keys that are described and treated alike."""
+        described = tuple([id(tensors.get(key)) for tensors in self.tensors.values()])
+        infos = self.infos.get(described)
+        if infos is None:
+            infos = self.infos[described] = self._infos(key)
+        never = key in self.layout.copied
+        kind, identity = _COPIED if never or not infos.floats else _PLAIN, (described, never)
+        if self.specialiser.asks_facts:
+            facts = self.layout.facts(key)
+            kind = Kind(facts, () if kind.copied else tuple(self._numbers(facts)), kind.copied)
+            identity = (*identity, self.specialiser.selected(facts), self._shortcuts(kind))
+        decision = self.decisions.get(identity)
+        if decision is None:
+            decision = self.decisions[identity] = self._decide(key, infos.found, kind)
+        if decision.program is not None and decision.outputs:
+            for label in decision.idle:
+                self.report.idle[label] = self.report.idle.get(label, 0) + 1
+            outputs = tuple([(root, key, info) for root, info in decision.outputs])
+            self.report.tasks.append(
+                Task(key, decision.program, tuple(kind.numbers), decision.shape, outputs, decision.copy)
+            )
+        self._strand(decision.stranded, key)
+
+    def _infos(self, key: str) -> _Infos:
         found = {index: info for index, given in self.inputs.items() if (info := given.info(key)) is not None}
-        kind = self._kind(key)
+        return _Infos(found, any(info.dtype.is_float for info in found.values()))
+
+    def _shortcuts(self, kind: Kind) -> tuple[float | None, ...]:
+        return () if kind.copied else self.specialiser.shortcuts(kind.numbers)
+
+    def _decide(self, key: str, found: Mapping[int, TensorInfo], kind: Kind) -> _Decision:
+        """What is done about a key and all that are like it."""
+        program, stranded = self._program(found, kind)
+        shape = next(iter(found.values())).shape
+        if program is None:
+            return _Decision(None, stranded, shape)
+        outputs = tuple([(root, info) for root, _, info in self._outputs(program, key)])
+        return _Decision(
+            program, stranded, shape, outputs, tuple(self._idle(program, found, kind.copied)), _is_copy(program)
+        )
+
+    def _program(self, found: Mapping[int, TensorInfo], kind: Kind) -> tuple[Program | None, list[Stranded]]:
         facts, numbers, copied = kind
         first = next(iter(found.values())).shape
         integral = () if copied else tuple((i, str(info.dtype)) for i, info in found.items() if not info.dtype.is_float)
@@ -120,7 +189,7 @@ class _KeyCheck:
             tuple([info.dtype for info in found.values()]),
             copied,
             self.specialiser.selected(facts),
-            () if copied else self.specialiser.shortcuts(numbers),
+            self._shortcuts(kind),
             None if shapes is None else tuple(shapes.values()),
             integral,
         )
@@ -130,8 +199,7 @@ class _KeyCheck:
             self.programs[signature] = self.specialiser.specialise(
                 (None,), present, lambda _: kind, shapes, integers=integers
             )
-        program, stranded = self.programs[signature]
-        self._finish(key, program, stranded, numbers, found, copied)
+        return self.programs[signature]
 
     def _joint(self, keys: Sequence[str]) -> None:
         """Keys that a method of cut ``model`` computes together have a program of their own."""
@@ -148,7 +216,13 @@ class _KeyCheck:
             tuple(keys), set(shapes), lambda key: kinds[str(key)], shapes, self.groups.by_step
         )
         here = {index: info for (index, key), info in found.items() if key == keys[0]}
-        self._finish(keys[0], program, stranded, (), here, False)
+        outputs = [] if program is None else list(self._outputs(program, keys[0]))
+        if program is not None and outputs:
+            for label in self._idle(program, here, copied=False):
+                self.report.idle[label] = self.report.idle.get(label, 0) + 1
+            shape = next(iter(here.values())).shape
+            self.report.tasks.append(Task(keys[0], program, (), shape, tuple(outputs), _is_copy(program)))
+        self._strand(stranded, keys[0])
 
     def _kind(self, key: str) -> Kind:
         facts = self.layout.facts(key)
@@ -156,20 +230,7 @@ class _KeyCheck:
         copied = facts.copied or not any(info.dtype.is_float for info in here)
         return Kind(facts, () if copied else tuple(self._numbers(facts)), copied)
 
-    def _finish(
-        self,
-        key: str,
-        program: Program | None,
-        stranded: Sequence[Stranded],
-        numbers: Sequence[float],
-        found: Mapping[int, TensorInfo],
-        copied: bool,
-    ) -> None:
-        outputs = [] if program is None else list(self._outputs(program, key))
-        if program is not None and outputs:
-            self._count_idle(program, found, copied)
-            shape = next(iter(found.values())).shape
-            self.report.tasks.append(Task(key, program, tuple(numbers), shape, tuple(outputs), _is_copy(program)))
+    def _strand(self, stranded: Sequence[Stranded], key: str) -> None:
         for trouble in stranded:
             subject = trouble.key or key
             if trouble.shapes is not None:
@@ -189,7 +250,7 @@ class _KeyCheck:
 
     def _cast(self, stored: DType, key: str) -> DType:
         """The element type of a result: as asked for, but what is only copied keeps its own."""
-        if self.options.dtype is None or not stored.is_float or self.layout.facts(key).copied:
+        if self.options.dtype is None or not stored.is_float or key in self.layout.copied:
             return stored
         return self.options.dtype
 
@@ -231,14 +292,12 @@ class _KeyCheck:
             assert isinstance(number, float)
             yield number
 
-    def _count_idle(self, program: Program, found: Mapping[int, TensorInfo], copied: bool) -> None:
-        if copied:
-            return
+    def _idle(self, program: Program, found: Mapping[int, TensorInfo], copied: bool) -> Iterator[str]:
+        """The inputs that have a key and are not read for it."""
         read = {load.input for load in program.loads}
-        for index in found:
+        for index in () if copied else found:
             if index not in read:
-                label = self.inputs[index].label
-                self.report.idle[label] = self.report.idle.get(label, 0) + 1
+                yield self.inputs[index].label
 
 
 def _argument_name(step: Step, name: str, weights: BlockWeights) -> str:

@@ -32,9 +32,12 @@ Shape = tuple[int, ...]
 
 
 class Kind(NamedTuple):
-    """What the recipe must know of a key: its facts, the numbers of the slots there, whether it is only copied."""
+    """What the recipe must know of a key: its facts, the numbers of the slots there, whether it is only copied.
 
-    facts: KeyFacts
+    ``facts`` may be None where `Specialiser.asks_facts` is false.
+    """
+
+    facts: KeyFacts | None
     numbers: Sequence[float]
     copied: bool
 
@@ -98,13 +101,19 @@ class Specialiser:
             if name == declaration.casts and isinstance(value, str):
                 self.casts[index] = DType.parse(value)
 
-    def selected(self, facts: KeyFacts) -> tuple[bool, ...]:
+    @property
+    def asks_facts(self) -> bool:
+        """Whether any step treats keys differently for what they are called."""
+        return bool(self.slots or self.selecting)
+
+    def selected(self, facts: KeyFacts | None) -> tuple[bool, ...]:
         """Which of the picking and omitting steps let the key through."""
         return tuple(self.selects(index, facts) for index in self.selecting)
 
-    def selects(self, index: int, facts: KeyFacts) -> bool:
+    def selects(self, index: int, facts: KeyFacts | None) -> bool:
         """Whether a picking or omitting step lets the key through."""
         step = self.graph.steps[index]
+        assert facts is not None
         assert step.method is not None
         assert step.method.declaration.selects is not None
         return step.method.declaration.selects(facts, dict(step.values))

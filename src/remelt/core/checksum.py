@@ -7,6 +7,7 @@ It guards against damage, at the speed of memory, not against forgery: for that 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -66,9 +67,10 @@ def _part(words: npt.NDArray[np.uint64], place: int) -> int:
     if not len(words):
         return 0
     piece, within = divmod(place, PIECE)
-    return int(np.dot(words, PLACES[within : within + len(words)])) * int(_multipliers(piece, 1)[0])
+    return int(np.einsum("j,j->", words, PLACES[within : within + len(words)])) * int(_multipliers(piece, 1)[0])
 
 
+@functools.lru_cache(2048)
 def _multipliers(first: int, count: int) -> npt.NDArray[np.uint64]:
     """An odd number for each piece: the steps of splitmix64."""
     z = np.arange(first + 1, first + 1 + count, dtype=np.uint64) * np.uint64(_GOLDEN)

@@ -160,6 +160,14 @@ class FileOutput:
         """Put bytes of a tensor at an offset from its begin."""
         self.by_key[key].write(key, start, data)
 
+    def place(self, key: str, start: int, stop: int) -> memoryview | tuple[int, int, int] | None:
+        """The file that holds the tensor, where it may be written to."""
+        return self.by_key[key].place(key, start, stop)
+
+    def refused(self, key: str, error: OSError) -> RunError:
+        """What to say of bytes that could not be written."""
+        return self.by_key[key].refused(key, error)
+
     def finished(self, key: str, start: int, stop: int, checksum: int, *, keep: bool) -> None:
         """Bytes of a tensor are complete; the journal tells a later run to ``keep`` them."""
         part = Part(key, start, stop, checksum)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from remelt.engine.finite import HIGHEST_E4M3
 from remelt.engine.language import Kernel, Number, Operand, Operation
 from remelt.engine.tensors import TORCH, bytes_of
 from remelt.engine.torch_executor import PADDING
-from remelt.planning.cost import CHUNK
+from remelt.engine.workplace import cut_short
+from remelt.errors import FormatError
+from remelt.planning.cost import CHUNK, SLICE
 
 if TYPE_CHECKING:
     from remelt.engine.sample import Sample
@@ -26,12 +29,14 @@ if TYPE_CHECKING:
 _KINDS = {"single": 0, "double": 1}
 _MOST = 2**16 - 1
 """Registers, numbers and places of a program."""
+_COPIED = 2**18
+"""Elements of a call whose inputs or results are copied: what they take stays in the second cache."""
+_OFTEN = 64
+"""Operations on a slice between two looks whether to stop: some tens of milliseconds."""
 
 
 class NativeExecutor:
     """A kernel as a program of the extension."""
-
-    tile_size: int | None = 2**18
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -39,6 +44,8 @@ class NativeExecutor:
         self.program = encoder.program()
         self.loads, self.stores, self.limited = encoder.loads, encoder.stores, encoder.limited
         self.sizes = [target.dtype.itemsize for target in kernel.targets]
+        self.width = sum(source.dtype.itemsize for source in kernel.sources if not source.held)
+        """Bytes that are read for each element."""
         self._local = threading.local()
 
     @staticmethod
@@ -64,51 +71,91 @@ class NativeExecutor:
         inputs = [
             run.held_bytes(source.register, begin, end)
             if source.held
-            else run.stored_bytes(source.register, begin, end)
+            else run.stored_memory(source.register, begin, end)
             for source in kernel.sources
         ]
-        outputs = [
-            self._buffer(place, size * width)
-            if target.output is not None or target.register is None
-            else run.held_bytes(target.register, begin, end)
-            for place, (target, width) in enumerate(zip(kernel.targets, self.sizes, strict=True))
-        ]
+        outputs = [self._place(run, position, begin, end) for position in range(len(kernel.targets))]
         columns = len(kernel.partials) + len(self.limited)
         sums = np.empty((-(-size // CHUNK), columns)) if columns else None
-        report = native.run(self.program, np.array(numbers), inputs, outputs, size, start=begin, sums=sums)
-        if report.loads:
-            for place in report.loads:
-                source = kernel.sources[self.loads[place]]
-                load = run.program.instructions[source.register]
-                if isinstance(load, Load):
-                    run.blame_stored(load)
+        begun = perf_counter()
+        report = self._run(run, numbers, inputs, outputs, size, begin, sums)
+        tally = run.place.tallies.mine()
+        tally.reading += report.reading * 1e-9
+        tally.writing += report.writing * 1e-9
+        tally.computing += perf_counter() - begun - (report.reading + report.writing) * 1e-9
+        tally.read += size * self.width
+        tally.tiles += 1
+        for place in report.loads:
+            load = run.program.instructions[kernel.sources[self.loads[place]].register]
+            if isinstance(load, Load):
+                run.blame_stored(load)
         too_large = set()
         if sums is not None and self.limited:
             largest = sums[:, len(kernel.partials) :].max(axis=0, initial=0.0)
             too_large = {place for place, found in zip(self.limited, largest, strict=True) if found > HIGHEST_E4M3}
         for store, place in enumerate(self.stores):
-            output = kernel.targets[place].output
-            if output is not None:
-                finite = store not in report.stores and place not in too_large
-                run.put(output, begin, outputs[place], finite=finite, checksum=report.checksums[store])
+            position = kernel.targets[place].output
+            if position is None:
+                continue
+            if isinstance(outputs[place], np.ndarray):
+                run.put(position, begin * self.sizes[place], memoryview(outputs[place]))
+            finite = store not in report.stores and place not in too_large
+            run.settled_part(position, size * self.sizes[place], finite=finite, checksum=report.checksums[store])
         if sums is not None:
             self._add(run, sums)
+
+    def step(self, run: TaskRun) -> int:
+        """Elements that one call takes: as many as pass between two looks whether to stop, where nothing is copied."""
+        copied = any(not source.held and not run.is_streamed(source.register) for source in self.kernel.sources)
+        placed = all(target.output is None or run.is_placed(target.output) for target in self.kernel.targets)
+        if copied or not placed:
+            return _COPIED
+        return max(SLICE // (1 + len(self.kernel.operations) // _OFTEN) // CHUNK, 1) * CHUNK
+
+    def _run(
+        self,
+        run: TaskRun,
+        numbers: Sequence[float],
+        inputs: list[Any],
+        outputs: list[Any],
+        size: int,
+        begin: int,
+        sums: np.ndarray | None,
+    ) -> native.Report:
+        try:
+            return native.run(self.program, np.array(numbers), inputs, outputs, size, start=begin, sums=sums)
+        except EOFError:
+            raise cut_short(f"an input's {run.task.key}") from None
+        except OSError as error:
+            if error.filename == "input":
+                raise FormatError(f"an input's {run.task.key} cannot be read: {error.strerror}") from error
+            root, key, _ = run.task.outputs[0]
+            raise run.place.sinks[root].refused(key, error) from error
+
+    def _place(self, run: TaskRun, position: int, begin: int, end: int) -> Any:
+        """Where a target's elements go: a file, memory, or a buffer of this thread that is written then."""
+        target, width = self.kernel.targets[position], self.sizes[position]
+        if target.register is not None:
+            return run.held_bytes(target.register, begin, end)
+        assert target.output is not None
+        place = run.place_of(target.output, begin * width, end * width)
+        return self._buffer(position, (end - begin) * width) if place is None else place
 
     def _add(self, run: TaskRun, sums: np.ndarray) -> None:
         """Add the chunks' sums to those before, one after the other."""
         for place, one in enumerate(self.kernel.partials):
-            found = run.partial_sums.setdefault(one.register, {})
+            found = run.partials.setdefault(one.register, {})
             total = found.get(one.name, 0.0)
             for value in sums[:, place].tolist():
                 total += value
             found[one.name] = total
 
-    def _buffer(self, place: int, size: int) -> memoryview:
+    def _buffer(self, place: int, size: int) -> np.ndarray:
         buffers: dict[int, np.ndarray] = self._local.__dict__.setdefault("buffers", {})
         found = buffers.get(place)
         if found is None or len(found) < size:
             found = buffers[place] = np.empty(size, dtype=np.uint8)
-        return memoryview(found)[:size]  # type: ignore[arg-type]
+        return found[:size]
 
 
 class _Encoder:

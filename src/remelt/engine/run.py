@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import torch
 
@@ -19,12 +18,14 @@ from remelt.engine.finite import FiniteReport, NonFinite, is_finite
 from remelt.engine.scratch import keep_freed_memory
 from remelt.engine.sink import Sink
 from remelt.engine.sweeps import Kernels
+from remelt.engine.tally import Tallies
 from remelt.engine.tensors import TORCH, tensor_over
 from remelt.engine.tiles import Stopped, TaskRun, byte_range
+from remelt.engine.units import Queue, SharedTask, Unit, elements, units_of
 from remelt.engine.workplace import Workplace
 from remelt.errors import NonFiniteError
 from remelt.formats.checkpoint import Checkpoint
-from remelt.planning.cost import SLICE, TILE, task_cost
+from remelt.planning.cost import TILE, task_cost
 from remelt.planning.passes import schedule
 from remelt.planning.plan import Plan, PlannedTask
 
@@ -51,32 +52,10 @@ class Execution:
     device: str = "cpu"
     native: bool = False
     """Whether kernels are run by the native extension where it can."""
+    mapped: bool = True
+    """Whether inputs are looked at where they are mapped, rather than read."""
     sources: Sequence[Sequence[int]] = ()
     """For each result, the models that may stand in where a tensor counts as missing, in order."""
-
-
-class Written:
-    """Bytes that each thread has written: counted without waking the thread that asks."""
-
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-
-    def add(self, count: int) -> None:
-        """Count bytes that the calling thread has written."""
-        thread = threading.get_ident()
-        self._counts[thread] = self._counts.get(thread, 0) + count
-
-    @property
-    def total(self) -> int:
-        """Bytes that all threads have written."""
-        return sum(list(self._counts.values()))
-
-
-@dataclass(frozen=True)
-class _Unit:
-    planned: PlannedTask
-    start: int = 0
-    stop: int | None = None
 
 
 def run(plan: Plan, execution: Execution, report: FiniteReport) -> Iterator[Progress]:
@@ -92,11 +71,11 @@ class _Run:
     def __init__(self, plan: Plan, execution: Execution, report: FiniteReport) -> None:
         self.plan, self.execution, self.report = plan, execution, report
         self.kept = 0
-        self.units = deque(self.remaining())
+        self.units = Queue(list(self.remaining()))
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()
         self.ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self.written = Written()
+        self.tallies = Tallies()
         self.gate = _Gate(plan.memory_budget)
         self.place = Workplace(
             checkpoints=execution.checkpoints,
@@ -106,7 +85,8 @@ class _Run:
             compute=TORCH[DType.parse(plan.compute_dtype)],
             device=torch.device(execution.device),
             stopped=self.stop.is_set,
-            wrote=self.written.add,
+            tallies=self.tallies,
+            mapped=execution.mapped,
             kernels=Kernels(use_native=execution.native),
         )
 
@@ -124,14 +104,15 @@ class _Run:
                 try:
                     error = self.ended.get(timeout=_PATIENCE)
                 except queue.Empty:
-                    yield Progress(self.kept + self.written.total, self.total)
+                    yield Progress(self.kept + self.tallies.written, self.total)
                     continue
                 if error is not None:
                     raise error
                 running -= 1
-            yield Progress(self.kept + self.written.total, self.total)
+            yield Progress(self.kept + self.tallies.written, self.total)
         finally:
             self.stop.set()
+            self.units.close()
             self.gate.open()
             for thread in threads:
                 if thread.is_alive():
@@ -143,9 +124,9 @@ class _Run:
                 hint="--nonfinite keep merges them as they are, --nonfinite missing treats such tensors as missing",
             )
 
-    def remaining(self) -> Iterator[_Unit]:
+    def remaining(self) -> Iterator[Unit]:
         """What an earlier run has not finished."""
-        for unit in _units(self.plan.tasks, whole=self.execution.nonfinite == "missing"):
+        for unit in units_of(self.plan.tasks, whole=self.execution.nonfinite == "missing"):
             ranges = [
                 (self.execution.sinks[root], key, *byte_range(info, unit.start, unit.stop))
                 for root, key, info in unit.planned.task.outputs
@@ -159,25 +140,41 @@ class _Run:
 
     def work(self) -> None:
         try:
-            while not self.stop.is_set():
-                try:
-                    unit = self.units.popleft()
-                except IndexError:
-                    break
+            tally = self.tallies.mine()
+            begun = perf_counter()
+            while not self.stop.is_set() and (unit := self.units.take()) is not None:
                 with self.gate.holding(unit.planned.cost.memory):
-                    self.one(unit)
+                    tally.waiting += perf_counter() - begun
+                    following = self.one(unit)
+                begun = perf_counter()
+                self.units.done(following)
         except Stopped:
             pass
         except BaseException as error:
             self.ended.put(error)
         self.ended.put(None)
 
-    def one(self, unit: _Unit) -> None:
+    def one(self, unit: Unit) -> Sequence[Unit]:
+        """Do a unit; the units that follow from it."""
+        if unit.shared is not None:
+            return self.share(unit, unit.shared)
         if self.execution.nonfinite == "missing":
             for planned in self.replaced(unit.planned):
                 TaskRun(planned, self.place).run(keep=planned is unit.planned)
-            return
-        TaskRun(unit.planned, self.place).run(unit.start, unit.stop)
+        else:
+            TaskRun(unit.planned, self.place).run(unit.start, unit.stop)
+        return ()
+
+    def share(self, unit: Unit, shared: SharedTask) -> Sequence[Unit]:
+        """Do a slice of a pass; the slices of the next one, where this was the last of it."""
+        task = TaskRun(unit.planned, self.place, shared.known)
+        assert unit.stop is not None
+        found = task.stretch(shared.sweep, unit.start, unit.stop, elements(unit.planned))
+        following = shared.add(unit, found, task.checksums, spoiled=task.spoiled)
+        if shared.is_complete and not following:
+            task.checksums, task.spoiled = shared.checksums, shared.spoiled
+            task.finish()
+        return following
 
     def replaced(self, planned: PlannedTask) -> list[PlannedTask]:
         """The task, or where a tensor that it reads is not finite, copies from the first models that are."""
@@ -209,7 +206,7 @@ class _Run:
             tasks.append(replace(task, program=rest, outputs=tuple(outputs for _, outputs in untouched)))
         passes = [schedule(one.program) for one in tasks]
         return [
-            PlannedTask(one, how, task_cost(one, how, self.place.compute.itemsize), 0, how.simple)
+            PlannedTask(one, how, task_cost(one, how, self.place.compute.itemsize), 0, how.divisible)
             for one, how in zip(tasks, passes, strict=True)
         ]
 
@@ -236,20 +233,6 @@ class _Run:
                 self.report.add_input(self.execution.labels[index], key)
                 return False
         return True
-
-
-def _units(tasks: Sequence[PlannedTask], *, whole: bool) -> Iterator[_Unit]:
-    for planned in tasks:
-        size = _size(planned)
-        if whole or not planned.divisible or size <= SLICE:
-            yield _Unit(planned)
-            continue
-        for start in range(0, size, SLICE):
-            yield _Unit(planned, start, min(start + SLICE, size))
-
-
-def _size(planned: PlannedTask) -> int:
-    return math.prod(planned.task.outputs[0][2].shape)
 
 
 class _Gate:

@@ -65,7 +65,7 @@ def _sampled(run: TaskRun, samples: Mapping[int, torch.Tensor]) -> TaskRun:
             return samples[register].to(self.place.compute)
 
     sampled = Sampled(run.planned, run.place)
-    sampled.conclusions, sampled.sums = run.conclusions, run.sums
+    sampled.known = run.known
     whole: dict[int, Any] = {
         register: samples.get(register, held.reshape(-1)[:PADDING]) for register, held in run.whole.items()
     }

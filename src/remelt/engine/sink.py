@@ -35,6 +35,15 @@ class Sink(Protocol):
     def write(self, key: str, start: int, data: memoryview) -> None:
         """Put bytes of a tensor at an offset from its begin."""
 
+    def place(self, key: str, start: int, stop: int) -> memoryview | tuple[int, int, int] | None:
+        """Where to put bytes of a tensor without asking: memory, or an open file's descriptor, offset and length.
+
+        None where `write` must be asked.
+        """
+
+    def refused(self, key: str, error: OSError) -> RunError:
+        """What to say of bytes that could not be put in their place."""
+
     def finished(self, key: str, start: int, stop: int, checksum: int, *, keep: bool) -> None:
         """Bytes of a tensor are complete; a later run may ``keep`` them."""
 
@@ -58,6 +67,14 @@ class MemorySink:
         """Put bytes of a tensor at an offset from its begin."""
         if len(data):
             self._bytes[key][start : start + len(data)] = np.frombuffer(data, dtype=np.uint8)
+
+    def place(self, key: str, start: int, stop: int) -> memoryview | tuple[int, int, int] | None:
+        """The memory itself."""
+        return memoryview(self._bytes[key][start:stop]) if stop > start else memoryview(bytearray())  # type: ignore[arg-type]
+
+    def refused(self, key: str, error: OSError) -> RunError:
+        """Memory refuses nothing."""
+        return RunError(f"cannot write {key}: {error.strerror}")
 
     def finished(self, key: str, start: int, stop: int, checksum: int, *, keep: bool) -> None:
         """Nothing to note."""
@@ -121,7 +138,15 @@ class FileSink:
         try:
             self._put(self.layout.offsets[key] + start, data)
         except OSError as error:
-            raise RunError(f"cannot write {key} to {self.path}: {error.strerror}") from error
+            raise self.refused(key, error) from error
+
+    def place(self, key: str, start: int, stop: int) -> memoryview | tuple[int, int, int] | None:
+        """The file itself, where the system writes at positions."""
+        return (self.descriptor, self.layout.offsets[key] + start, stop - start) if hasattr(os, "pwrite") else None
+
+    def refused(self, key: str, error: OSError) -> RunError:
+        """What to say of bytes that could not be written."""
+        return RunError(f"cannot write {key} to {self.path}: {error.strerror}")
 
     def _put(self, offset: int, data: memoryview) -> None:
         while len(data):

@@ -24,8 +24,9 @@ class Executor(Protocol):
     """What runs a kernel on some elements of a task."""
 
     kernel: Kernel
-    tile_size: int | None
-    """Elements of a tile; None for what the plan found."""
+
+    def step(self, run: TaskRun) -> int:
+        """Elements that one call takes."""
 
     def tile(self, run: TaskRun, numbers: Any, begin: int, end: int) -> None:
         """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
@@ -82,11 +83,13 @@ def _native(kernel: Kernel) -> NativeExecutor | None:
 class TorchTiles:
     """A kernel run by torch, with what is done to its results beside arithmetic."""
 
-    tile_size: int | None = None
-
     def __init__(self, executor: TorchExecutor | DirectExecutor) -> None:
         self.executor = executor
         self.kernel = executor.kernel
+
+    def step(self, run: TaskRun) -> int:
+        """As the plan found."""
+        return run.planned.cost.tile
 
     def tile(self, run: TaskRun, numbers: Sequence[float], begin: int, end: int) -> None:
         """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
@@ -115,11 +118,10 @@ def run_traced(executor: Executor, run: TaskRun, start: int, end: int) -> bool:
     numbers: Any = run.numbers_of(executor.kernel)
     if numbers is None:
         return False
-    tile = executor.tile_size or run.planned.cost.tile
+    tile = executor.step(run)
     for begin in range(start, max(end, start + 1), tile):
         run.pause()
         executor.tile(run, numbers, begin, min(begin + tile, end))
-    run.settle_sums()
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -14,15 +15,17 @@ from remelt.core.dtype import DType
 from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import is_finite, overflows
+from remelt.engine.known import Known, Partials
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import plain_values, run_traced
 from remelt.engine.tensors import TORCH, bytes_of
-from remelt.engine.workplace import Reader, Workplace
+from remelt.engine.units import folds
+from remelt.engine.workplace import Memory, Reader, Workplace
 from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
-from remelt.recipe.signature import conclude, reduce_tile
+from remelt.recipe.signature import reduce_tile
 
 
 class Stopped(Exception):
@@ -38,12 +41,12 @@ def byte_range(info: TensorInfo, start: int, stop: int | None) -> tuple[int, int
 class TaskRun(Reader):
     """The execution of one task, whole or a slice of it."""
 
-    def __init__(self, planned: PlannedTask, place: Workplace) -> None:
+    def __init__(self, planned: PlannedTask, place: Workplace, known: Known | None = None) -> None:
         super().__init__(planned, place)
         self.whole: dict[int, Any] = {}
-        self.sums: dict[int, dict[str, torch.Tensor]] = {}
-        self.partial_sums: dict[int, dict[str, float]] = {}
-        self.conclusions: dict[int, Mapping[str, Any]] = {}
+        self.known = Known() if known is None else known
+        self.partials: Partials = {}
+        """What the slice that is swept adds to sums."""
         self.shows_all = self.watches_results()
         self.checksums = [0] * len(self.task.outputs)
 
@@ -58,6 +61,10 @@ class TaskRun(Reader):
                 self.sweep(one, start, stop)
             else:
                 self.call(one)
+        self.finish(start, stop, keep=keep)
+
+    def finish(self, start: int = 0, stop: int | None = None, *, keep: bool = True) -> None:
+        """Tell the results' files that those elements are complete."""
         for (root, key, info), found in zip(self.task.outputs, self.checksums, strict=True):
             begin, end = byte_range(info, start, stop)
             self.place.sinks[root].finished(key, begin, end, found % 2**64, keep=keep and not self.spoiled)
@@ -75,32 +82,38 @@ class TaskRun(Reader):
         shape = self.task.shape if sweep.shape is None else sweep.shape
         size = math.prod(shape)
         end = size if stop is None else min(stop, size)
-        tile = max(self.planned.cost.tile, CHUNK) if sweep.reductions else self.planned.cost.tile
         for register in sweep.gathers:
             self.whole[register] = torch.empty(shape, dtype=self.place.compute, device=self.place.device)
-        executor = self.place.kernels.of(self, sweep)
-        if executor is None or not run_traced(executor, self, start, end):
-            self.step(sweep, start, end, size, tile)
+        if sweep.reductions:
+            self.known.settle([self.stretch(sweep, *one, size) for one in folds(size)])
+        else:
+            self.stretch(sweep, start, end, size)
         for register in sweep.drops:
             self.whole.pop(register, None)
 
-    def step(self, sweep: Sweep, start: int, end: int, size: int, tile: int) -> None:
-        """A sweep method by method, as what could not be traced needs."""
-        sums: dict[int, dict[str, torch.Tensor]] = {}
+    def stretch(self, sweep: Sweep, begin: int, end: int, size: int) -> Partials:
+        """Some elements of a pass, whose shape has ``size`` of them; what they add to sums."""
+        executor = self.place.kernels.of(self, sweep)
+        if executor is None or not run_traced(executor, self, begin, end):
+            self.step(sweep, begin, end, size)
+        found, self.partials = self.partials, {}
+        return found
+
+    def step(self, sweep: Sweep, start: int, end: int, size: int) -> None:
+        """Elements of a sweep method by method, as what could not be traced needs."""
+        tile = max(self.planned.cost.tile, CHUNK) if sweep.reductions else self.planned.cost.tile
         for begin in range(start, max(end, start + 1), tile):
             self.pause()
             finish = min(begin + tile, end)
             values = self.evaluate(sweep, begin, finish, size)
             for register, number in sweep.reductions:
-                self.reduce(register, number, values, begin, finish, sums.setdefault(register, {}))
+                self.reduce(register, number, values, begin, finish, self.partials.setdefault(register, {}))
             for register in sweep.gathers:
                 self.whole[register].view(-1)[begin:finish] = values[register]
             for position in sweep.outputs:
                 self.write(position, values[self.program.outputs[position].register], begin)
             values.clear()
             self.place.scratch.reset()
-        for register, found in sums.items():
-            self.sums.setdefault(register, {}).update(found)
 
     def pause(self) -> None:
         """Between two tiles: raise `Stopped` where the merge was told to stop."""
@@ -113,7 +126,7 @@ class TaskRun(Reader):
         instructions = self.program.instructions
         try:
             sums = {
-                register: self.concluded(register, found, plain_values(found, self))
+                register: self.known.concluded(register, found, plain_values(found, self))
                 for register in needed
                 if isinstance(found := instructions[register], Apply)
             }
@@ -161,23 +174,31 @@ class TaskRun(Reader):
         """Some elements of a tensor that is held whole."""
         return bytes_of(self.whole[register].view(-1)[begin:end])
 
-    def put(self, position: int, begin: int, data: memoryview, *, finite: bool, checksum: int) -> None:
-        """Write bytes of a result that were looked at already."""
-        root, key, info = self.task.outputs[position]
+    def is_placed(self, position: int) -> bool:
+        """Whether a result's bytes can be put in their place without asking its sink."""
+        return self.place_of(position, 0, 0) is not None
+
+    def place_of(self, position: int, start: int, stop: int) -> Memory | None:
+        """Where bytes of a result belong, if they can be put there without asking its sink."""
+        root, key, _ = self.task.outputs[position]
+        return self.place.sinks[root].place(key, start, stop)
+
+    def put(self, position: int, start: int, data: memoryview) -> None:
+        """Write bytes of a result."""
+        root, key, _ = self.task.outputs[position]
+        begun = perf_counter()
+        self.place.sinks[root].write(key, start, data)
+        self.place.tallies.mine().writing += perf_counter() - begun
+
+    def settled_part(self, position: int, size: int, *, finite: bool, checksum: int) -> None:
+        """Bytes of a result that were looked at are in their place."""
+        _, key, info = self.task.outputs[position]
         if not finite and not self.spoiled:
             wider = info.dtype.itemsize > self.place.compute.itemsize
             self.place.report.add_result(key, self.arithmetic if wider else str(info.dtype))
             self.spoiled = True
-        self.place.sinks[root].write(key, begin * info.dtype.itemsize, data)
         self.checksums[position] += checksum
-        self.place.wrote(len(data))
-
-    def settle_sums(self) -> None:
-        """The sums of a sweep are complete."""
-        for register, found in self.partial_sums.items():
-            sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
-            self.sums.setdefault(register, {}).update(sums)
-        self.partial_sums.clear()
+        self.place.tallies.mine().written += size
 
     def apply(self, register: int, instruction: Apply, values: Mapping[int, Any], begin: int, end: int) -> torch.Tensor:
         """A method on one tile, with what the engine gives it: sums and random numbers."""
@@ -229,17 +250,11 @@ class TaskRun(Reader):
         given = instruction.method.given
         key = self.key_of(instruction)
         if "sums" in given:
-            kwargs["sums"] = self.concluded(register, instruction, kwargs)
+            kwargs["sums"] = self.known.concluded(register, instruction, kwargs)
         if "key" in given:
             kwargs["key"] = key
         if "random" in given:
             kwargs["random"] = Random(int(kwargs.get("seed", 0)), instruction.method.name, key, begin, size)
-
-    def concluded(self, register: int, instruction: Apply, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the sums of a method come to, found once."""
-        if register not in self.conclusions:
-            self.conclusions[register] = conclude(instruction.method, self.sums.get(register, {}), values)
-        return self.conclusions[register]
 
     def key_of(self, instruction: Apply) -> str:
         """The key that a method is applied to."""
@@ -264,7 +279,7 @@ class TaskRun(Reader):
         assert isinstance(instruction, Apply)
         args, kwargs = self.arguments(instruction, values)
         reduction = instruction.reductions[number]
-        earlier = self.sums.get(register, {})
+        earlier = self.known.sums.get(register, {})
         for first in range(0, max(end - begin, 1), CHUNK):
             part = [self.slice(arg, first, first + CHUNK) for arg in args]
             named = {name: self.slice(value, first, first + CHUNK) for name, value in kwargs.items()}
@@ -337,8 +352,8 @@ class TaskRun(Reader):
             if not self.spoiled and not before:
                 self.place.report.add_result(key, str(info.dtype))
             self.spoiled = True
-        data, offset, sink = bytes_of(stored), begin * info.dtype.itemsize, self.place.sinks[root]
-        sink.write(key, offset, data)
-        if sink.checked:
+        data, offset = bytes_of(stored), begin * info.dtype.itemsize
+        if self.place.sinks[root].checked:
             self.checksums[position] += checksum(data, offset)
-        self.place.wrote(stored.numel() * info.dtype.itemsize)
+        self.put(position, offset, data)
+        self.place.tallies.mine().written += len(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,9 +14,14 @@ from remelt.engine.finite import FiniteReport, is_finite
 from remelt.engine.scratch import Scratch
 from remelt.engine.sink import Sink
 from remelt.engine.sweeps import Kernels
+from remelt.engine.tally import Tallies
 from remelt.engine.tensors import aligned_view, tensor_over
+from remelt.errors import FormatError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.plan import PlannedTask
+
+Memory = memoryview | tuple[int, int, int]
+"""Bytes in memory, or those of an open file: its descriptor, their offset, and their number."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,9 @@ class Workplace:
     compute: torch.dtype
     device: torch.device
     stopped: Callable[[], bool]
-    wrote: Callable[[int], None]
+    tallies: Tallies = field(default_factory=Tallies)
+    mapped: bool = True
+    """Whether inputs are looked at where they are mapped, rather than read."""
     scratch: Scratch = field(default_factory=Scratch)
     kernels: Kernels = field(default_factory=Kernels)
     watched: dict[int, bool] = field(default_factory=dict)
@@ -53,12 +61,21 @@ class Reader:
         if whole is not None:
             return whole[begin:end]
         key = load.key or self.task.key
-        checkpoint = self.place.checkpoints[load.input]
-        dtype = checkpoint.tensors[key].dtype
-        return tensor_over(checkpoint.read(key, begin * dtype.itemsize, end * dtype.itemsize), dtype)
+        dtype = self.place.checkpoints[load.input].tensors[key].dtype
+        return tensor_over(self.read(load.input, key, begin * dtype.itemsize, end * dtype.itemsize), dtype)
+
+    def read(self, index: int, key: str, begin: int, end: int) -> memoryview:
+        """Bytes of an input's tensor: a view of them, or read into memory where nothing is mapped."""
+        checkpoint = self.place.checkpoints[index]
+        part = None if self.place.mapped else checkpoint.part(key, begin, end)
+        if part is None:
+            return checkpoint.read(key, begin, end)
+        return read_part(part, f"{key} of {self.place.labels[index]}")
 
     def view(self, load: Load) -> torch.Tensor | None:
         """The whole of an input where it lies, if it can be looked at there."""
+        if not self.place.mapped:
+            return None
         key = load.key or self.task.key
         checkpoint = self.place.checkpoints[load.input]
         return aligned_view(checkpoint.read(key), checkpoint.tensors[key].dtype) if checkpoint.is_view(key) else None
@@ -67,13 +84,20 @@ class Reader:
         """The type in which an input stores a tensor."""
         return self.place.checkpoints[load.input].tensors[load.key or self.task.key].dtype
 
-    def stored_bytes(self, register: int, begin: int, end: int) -> memoryview:
-        """Some elements of an input's tensor as they are stored."""
+    def stored_memory(self, register: int, begin: int, end: int) -> Memory:
+        """Where some elements of an input's tensor lie, as they are stored."""
         load = self.program.instructions[register]
         assert isinstance(load, Load)
         checkpoint, key = self.place.checkpoints[load.input], load.key or self.task.key
         width = checkpoint.tensors[key].dtype.itemsize
-        return checkpoint.read(key, begin * width, end * width)
+        part = None if self.place.mapped else checkpoint.part(key, begin * width, end * width)
+        return checkpoint.read(key, begin * width, end * width) if part is None else part
+
+    def is_streamed(self, register: int) -> bool:
+        """Whether any number of an input's elements can be taken without a copy of them in memory."""
+        load = self.program.instructions[register]
+        assert isinstance(load, Load)
+        return self.place.checkpoints[load.input].is_view(load.key or self.task.key)
 
     def blame(self, load: Load, raw: torch.Tensor) -> None:
         """Tell whose NaN or infinity was met: the input's, or that of converting it to the compute type."""
@@ -100,3 +124,21 @@ class Reader:
     def arithmetic(self) -> str:
         """What overflows where inputs and the result's type do not."""
         return f"{self.place.compute} arithmetic; --compute-dtype float64 does not"
+
+
+def read_part(part: tuple[int, int, int], name: str) -> memoryview:
+    """Bytes of an open file, read into memory; `FormatError` where the file has become shorter."""
+    descriptor, offset, length = part
+    data = memoryview(bytearray(length))
+    done = 0
+    while done < length:
+        found = os.preadv(descriptor, [data[done:]], offset + done)
+        if not found:
+            raise cut_short(name)
+        done += found
+    return data
+
+
+def cut_short(name: str) -> FormatError:
+    """What to say of an input that ends early."""
+    return FormatError(f"{name} was cut short while it was read", hint="merge again once nothing writes that file")

@@ -32,6 +32,13 @@ class Checkpoint(ABC):
         """Whether reading a tensor, whole or in part, only looks at where it lies, and copies nothing."""
         return False
 
+    def part(self, key: str, start: int, stop: int) -> tuple[int, int, int] | None:
+        """The same bytes as those of an open file: its descriptor, the offset there, and their number.
+
+        None where they are not stored in a row.
+        """
+        return None
+
     @abstractmethod
     def position(self, key: str) -> tuple[int, int]:
         """The file's number and the offset there: what to sort by to read in order."""

@@ -12,6 +12,8 @@ from remelt.formats.safetensors import HEADER_CAP
 from remelt.formats.tensor_names import is_text, shown, stays_inside
 
 _ALIGNMENT = 64
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ def file_layout(
     ``stored_names`` gives the names in the file where they differ from the caller's. Raises `OutputError` for what no
     safetensors file can hold.
     """
-    order = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    sizes = {info.dtype.itemsize for info in tensors.values()}
+    order = tensors if len(sizes) == 1 else sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+    entries = [f'"__metadata__":{_json(dict(metadata))}'] if metadata else []
+    kinds: dict[int, str] = {}
     offset = 0
     starts = {}
     for key in order:
@@ -58,14 +62,14 @@ def file_layout(
         stored = key if stored_names is None else stored_names[key]
         if stored == "__metadata__" or not is_text(stored):
             raise OutputError(f"{name}: no tensor in a safetensors file can be named {shown(stored)}")
-        entries[stored] = {
-            "dtype": info.dtype.name,
-            "shape": list(info.shape),
-            "data_offsets": [offset, offset + info.nbytes],
-        }
+        kind = kinds.get(id(info))
+        if kind is None:
+            kind = kinds[id(info)] = f'"dtype":"{info.dtype.name}","shape":{_json(info.shape)}'
         starts[key] = offset
-        offset += info.nbytes
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        end = offset + info.nbytes
+        entries.append(f'{_quoted(stored)}:{{{kind},"data_offsets":[{offset},{end}]}}')
+        offset = end
+    text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     if len(text) > HEADER_CAP:
         raise OutputError(f"{name} would need a header of {len(text)} bytes, of {HEADER_CAP} allowed")

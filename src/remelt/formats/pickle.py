@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Iterator, Mapping
@@ -38,11 +39,13 @@ class PickleCheckpoint(Checkpoint):
         self.format = "pickle"
         self.metadata: Mapping[str, str] = {}
         try:
-            with open(path, "rb") as file:
+            with contextlib.ExitStack() as opened:
+                self._file = file = opened.enter_context(open(path, "rb"))
                 members = read_members(file, path)
                 prefix = _prefix(members, path.name)
                 found = _state_dict(_unpickled(file, members, prefix, path.name), path.name)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                opened.pop_all()
         except OSError as error:
             raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
         self._view = memoryview(self._map)
@@ -72,6 +75,10 @@ class PickleCheckpoint(Checkpoint):
         """Where the tensor is contiguous."""
         return _is_contiguous(self._tensors[key])
 
+    def part(self, key: str, start: int, stop: int) -> tuple[int, int, int] | None:
+        """The tensor's bytes in the archive, where it is contiguous."""
+        return (self._file.fileno(), self._offsets[key] + start, stop - start) if self.is_view(key) else None
+
     def position(self, key: str) -> tuple[int, int]:
         """The tensor's offset in the file."""
         return 0, self._offsets[key]
@@ -82,6 +89,7 @@ class PickleCheckpoint(Checkpoint):
 
     def close(self) -> None:
         """Unmap the file, unless views of it are still held: then it goes with the last of them."""
+        self._file.close()
         try:
             self._view.release()
             self._map.close()

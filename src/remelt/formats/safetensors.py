@@ -6,6 +6,7 @@ what every other tool opens.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import re
@@ -14,20 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 from remelt.formats.checkpoint import Checkpoint
+from remelt.formats.plain_header import DTYPES, LARGEST, MOST_AXES, Entries, read_plain
 from remelt.formats.tensor_names import is_text, shown
 
 HEADER_CAP = 100_000_000
 """Bytes of a header at most: the safetensors library's own limit."""
 DEPTH_CAP = 16
-MOST_AXES = 64
-"""Axes of a tensor at most: what numpy and torch compute with."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_LARGEST = 2**63 - 1
-_DTYPES = {dtype.name: dtype for dtype in DType}
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,8 @@ class Header:
     tensors: dict[str, TensorInfo]
     offsets: dict[str, int]
     metadata: dict[str, str]
+    shared: Entries | None = None
+    """What files with the same tensors have in common while one of them is open."""
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -46,17 +45,19 @@ class SafetensorsCheckpoint(Checkpoint):
         self.path = path
         self.format = "safetensors"
         try:
-            with open(path, "rb") as file:
+            with contextlib.ExitStack() as opened:
+                self._file = file = opened.enter_context(open(path, "rb"))
                 size = file.seek(0, 2)
                 file.seek(0)
                 header = read_header(file, size, path.name)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                opened.pop_all()
         except OSError as error:
             raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
         self._view = memoryview(self._map)
         self.tensors: Mapping[str, TensorInfo] = header.tensors
         self.metadata: Mapping[str, str] = header.metadata
-        self._offsets = header.offsets
+        self._header, self._offsets = header, header.offsets
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Bytes of a tensor, as a view into the mapped file."""
@@ -68,6 +69,10 @@ class SafetensorsCheckpoint(Checkpoint):
         """Always: the file is mapped."""
         return True
 
+    def part(self, key: str, start: int, stop: int) -> tuple[int, int, int] | None:
+        """The tensor's bytes in the file."""
+        return self._file.fileno(), self._offsets[key] + start, stop - start
+
     def position(self, key: str) -> tuple[int, int]:
         """The tensor's offset in the file."""
         return 0, self._offsets[key]
@@ -78,6 +83,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def close(self) -> None:
         """Unmap the file, unless views of it are still held: then it goes with the last of them."""
+        self._file.close()
         try:
             self._view.release()
             self._map.close()
@@ -112,6 +118,17 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{name}: its header is not UTF-8 at byte {error.start}") from None
+    begin = 8 + len(data)
+    plain = read_plain(text)
+    if plain is not None and begin + plain[0].size == file_size:
+        entries, metadata = plain
+        offsets = {key: begin + start for key, start in entries.starts.items()}
+        return Header(entries.tensors, offsets, metadata, entries)
+    return _parse_json(text, begin, file_size, name)
+
+
+def _parse_json(text: str, begin: int, file_size: int, name: str) -> Header:
+    """The header's JSON however it is written; ``begin`` is where the tensors' bytes do."""
     refuse_deep_json(text, name)
     try:
         parsed = json.loads(text, object_pairs_hook=without_duplicates)
@@ -122,11 +139,10 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
     if "\\u" in text:
         _refuse_half_characters(parsed, name)
     metadata = _metadata(parsed, name)
-    begin = 8 + len(data)
-    entries = sorted(((_entry(key, entry, name), key) for key, entry in parsed.items()), key=lambda pair: pair[0][1:])
+    rows = sorted(((_entry(key, entry, name), key) for key, entry in parsed.items()), key=lambda pair: pair[0][1:])
     expected = 0
     tensors, offsets = {}, {}
-    for (info, start, end), key in entries:
+    for (info, start, end), key in rows:
         if start != expected:
             kind = "overlaps the tensor before it" if start < expected else "leaves a gap after the tensor before it"
             raise FormatError(f"{name}: tensor {shown(key)} {kind}: it starts at {start}, and {expected} is due")
@@ -194,7 +210,7 @@ def _metadata(parsed: dict[str, Any], name: str) -> dict[str, str]:
 def _entry(key: str, entry: object, name: str) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise FormatError(f"{name}: tensor {shown(key)} needs exactly dtype, shape and data_offsets")
-    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise FormatError(f"{name}: tensor {shown(key)} is of type {shown(entry['dtype'])}, which is not supported")
     shape, offsets = entry["shape"], entry["data_offsets"]
@@ -203,7 +219,7 @@ def _entry(key: str, entry: object, name: str) -> tuple[TensorInfo, int, int]:
     if len(shape) > MOST_AXES:
         raise FormatError(f"{name}: tensor {shown(key)} has {len(shape)} axes, and at most {MOST_AXES} are allowed")
     info = TensorInfo(dtype, tuple(shape))
-    if info.nbytes > _LARGEST:
+    if info.nbytes > LARGEST:
         raise FormatError(f"{name}: tensor {shown(key)} of shape {shown(shape)} is larger than any file")
     if offsets[1] - offsets[0] != info.nbytes:
         raise FormatError(
@@ -217,6 +233,6 @@ def _counts(value: object) -> bool:
     if type(value) is not list:
         return False
     for item in value:  # noqa: SIM110 - asked for every tensor of every file, a loop is twice as fast
-        if type(item) is not int or not 0 <= item <= _LARGEST:
+        if type(item) is not int or not 0 <= item <= LARGEST:
             return False
     return True

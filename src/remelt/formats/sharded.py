@@ -58,6 +58,11 @@ class FolderCheckpoint(Checkpoint):
         number, stored = self._home[key]
         return self._parts[number].is_view(stored)
 
+    def part(self, key: str, start: int, stop: int) -> tuple[int, int, int] | None:
+        """As the file that holds it does."""
+        number, stored = self._home[key]
+        return self._parts[number].part(stored, start, stop)
+
     def position(self, key: str) -> tuple[int, int]:
         """The file's number among the folder's, and the offset there."""
         number, stored = self._home[key]

@@ -18,6 +18,8 @@ CHUNK = 2**16
 """Elements of one partial sum of a reduction: fixed, so that no tile size or number of threads changes a bit."""
 SLICE = 2**22
 """Elements that one thread takes at a time from a tensor that may be cut anywhere."""
+FOLD = 2**22
+"""Elements whose partial sums are added up before they are added to those of others: fixed, as chunks are."""
 SCRATCH = 2**25
 """Bytes that the tiles of one thread should not exceed while smaller ones are possible."""
 STORED = 2**18

@@ -45,10 +45,14 @@ Pass = Sweep | WholeCall
 
 @dataclass(frozen=True)
 class Schedule:
-    """A program's passes in order; ``simple`` where one sweep suffices, which may then be cut anywhere."""
+    """A program's passes in order; ``simple`` where one sweep suffices, which may then be cut anywhere.
+
+    ``divisible`` where all are sweeps over the same elements and hold no tensor whole, so that each may be cut.
+    """
 
     passes: tuple[Pass, ...]
     simple: bool
+    divisible: bool
 
 
 def schedule(program: Program, *, store: bool = False) -> Schedule:
@@ -111,7 +115,8 @@ class _Scheduler:
             self.whole.update(stored)
             passes += [WholeCall(register, ()) for register in calls.get(level, ())]
         simple = len(passes) == 1 and isinstance(passes[0], Sweep)
-        return Schedule(tuple(self._with_drops(passes)), simple)
+        divisible = all(isinstance(one, Sweep) and not one.gathers and one.shape is None for one in passes)
+        return Schedule(tuple(self._with_drops(passes)), simple, divisible)
 
     def _sweeps(
         self, reductions: Iterable[tuple[int, int]], gathers: Iterable[int], outputs: Iterable[int]

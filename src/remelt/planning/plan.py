@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from remelt.check.inputs import Input
 from remelt.check.keys import KeyReport, Task
@@ -13,7 +13,7 @@ from remelt.core.tensor_info import TensorInfo, total_bytes
 from remelt.core.units import format_bytes
 from remelt.errors import BudgetError
 from remelt.formats.layout import OutputLayout
-from remelt.planning.cost import SLICE, STORED, Cost, CostModel, bytes_read
+from remelt.planning.cost import SLICE, STORED, Cost, CostModel
 from remelt.planning.passes import Schedule, reads, schedule
 
 _READ_RATE = 3.0e9
@@ -105,8 +105,8 @@ def make_plan(
     notes: Sequence[str] = (),
 ) -> Plan:
     """The plan of checked tasks; `BudgetError` where one of them cannot fit the memory, with the number it needs."""
-    infos = {(index, key): info for index, given in inputs.items() for key, info in given.checkpoint.tensors.items()}
-    tasks = _planned(report.tasks, infos, resources.itemsize)
+    tensors = {index: given.checkpoint.tensors for index, given in inputs.items()}
+    tasks = _planned(report.tasks, tensors, resources.itemsize)
     in_memory = sum(output.size for output in outputs if output.path is None)
     largest = max(tasks, key=lambda planned: planned.cost.memory, default=None)
     needed = in_memory + (largest.cost.memory if largest is not None else 0)
@@ -120,7 +120,7 @@ def make_plan(
     written = sum(output.size for output in outputs if output.path is not None)
     work = sum(planned.cost.work for planned in tasks)
     return Plan(
-        inputs=tuple(_planned_input(index, given, tasks, report) for index, given in inputs.items()),
+        inputs=tuple(_planned_inputs(inputs, tasks, report)),
         outputs=tuple(outputs),
         tasks=tuple(tasks),
         threads=resources.threads,
@@ -135,19 +135,43 @@ def make_plan(
     )
 
 
-def _planned(tasks: Sequence[Task], infos: Mapping[tuple[int, str], TensorInfo], itemsize: int) -> list[PlannedTask]:
-    known: dict[tuple[int, bool], tuple[Program, Schedule, CostModel, list[tuple[Load, int]]]] = {}
+@dataclass(frozen=True)
+class _Streamed:
+    """How the tasks of one program are streamed, what each reads how often, and their costs by shape."""
+
+    program: Program
+    passes: Schedule
+    model: CostModel
+    reads: list[tuple[Load, int]]
+    costs: dict[tuple[int, ...], Cost] = field(default_factory=dict)
+
+    def cost(self, task: Task) -> Cost:
+        """The cost of one task."""
+        found = self.costs.get(task.shape)
+        if found is None:
+            found = self.costs[task.shape] = self.model.cost(task)
+        return found
+
+    def bytes_read(self, key: str, tensors: Mapping[int, Mapping[str, TensorInfo]]) -> int:
+        """Bytes that one task reads, each sweep over a tensor counted."""
+        return sum([tensors[load.input][load.key or key].nbytes * count for load, count in self.reads])
+
+
+def _planned(
+    tasks: Sequence[Task], tensors: Mapping[int, Mapping[str, TensorInfo]], itemsize: int
+) -> list[PlannedTask]:
+    known: dict[tuple[int, bool], _Streamed] = {}
     planned = []
     for task in tasks:
         small = math.prod(task.shape) <= STORED
         identity = id(task.program), small
-        if identity not in known:
+        found = known.get(identity)
+        if found is None:
             passes = schedule(task.program, store=small)
-            costs = CostModel(task.program, passes, itemsize)
-            known[identity] = task.program, passes, costs, reads(task.program, passes)
-        _, passes, costs, counts = known[identity]
-        read = bytes_read(task, counts, infos)
-        planned.append(PlannedTask(task, passes, costs.cost(task), read, passes.simple))
+            model = CostModel(task.program, passes, itemsize)
+            found = known[identity] = _Streamed(task.program, passes, model, reads(task.program, passes))
+        read = found.bytes_read(task.key, tensors)
+        planned.append(PlannedTask(task, found.passes, found.cost(task), read, found.passes.divisible))
     return planned
 
 
@@ -167,18 +191,31 @@ def _refuse_budget(planned: PlannedTask, needed: int, in_memory: int, budget: in
     )
 
 
-def _planned_input(index: int, given: Input, tasks: Sequence[PlannedTask], report: KeyReport) -> PlannedInput:
-    used = {
-        load.key or planned.task.key for planned in tasks for load in planned.task.program.loads if load.input == index
-    }
-    arch = given.detection.arch
-    return PlannedInput(
-        label=given.label,
-        path=None if given.checkpoint.path is None else str(given.checkpoint.path),
-        arch=given.model.arch or (arch.name if arch is not None else None),
-        evidence=given.detection.evidence,
-        tensors=len(given.checkpoint.tensors),
-        size=total_bytes(given.checkpoint.tensors.values()),
-        read_tensors=len(used),
-        idle_tensors=report.idle.get(given.label, 0),
-    )
+def _planned_inputs(
+    inputs: Mapping[int, Input], tasks: Sequence[PlannedTask], report: KeyReport
+) -> Iterator[PlannedInput]:
+    used = _keys_read(tasks)
+    for index, given in inputs.items():
+        arch = given.detection.arch
+        yield PlannedInput(
+            label=given.label,
+            path=None if given.checkpoint.path is None else str(given.checkpoint.path),
+            arch=given.model.arch or (arch.name if arch is not None else None),
+            evidence=given.detection.evidence,
+            tensors=len(given.checkpoint.tensors),
+            size=total_bytes(given.checkpoint.tensors.values()),
+            read_tensors=len(used.get(index, ())),
+            idle_tensors=report.idle.get(given.label, 0),
+        )
+
+
+def _keys_read(tasks: Sequence[PlannedTask]) -> dict[int, set[str]]:
+    """Which keys of each input are read."""
+    programs: dict[int, tuple[Program, list[str]]] = {}
+    for planned in tasks:
+        programs.setdefault(id(planned.task.program), (planned.task.program, []))[1].append(planned.task.key)
+    used: dict[int, set[str]] = {}
+    for program, keys in programs.values():
+        for load in program.loads:
+            used.setdefault(load.input, set()).update(keys if load.key is None else (load.key,))
+    return used

@@ -13,7 +13,7 @@ from remelt.api.options import MergeOptions
 from remelt.api.prepare import prepare
 from remelt.api.recipes import load_recipe
 from remelt.core.dtype import DType
-from remelt.engine import run as engine_run
+from remelt.engine import units as engine_units
 from remelt.engine.tensors import TORCH
 from remelt.methods import METHODS
 from remelt.planning import cost
@@ -58,7 +58,7 @@ def merge_in_engine(
     with (
         patch.object(cost, "TILE", tile),
         patch.object(cost, "SMALLEST_TILE", min(tile, cost.SMALLEST_TILE)),
-        patch.object(engine_run, "SLICE", slice_size),
+        patch.object(engine_units, "SLICE", slice_size),
         prepare([load_recipe(call_of(case, operands))], [None], options, methods) as prepared,
     ):
         for event in run_prepared(prepared, options):

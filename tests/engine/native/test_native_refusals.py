@@ -139,7 +139,10 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     ),
     "memory at nothing": (([0.5], [(0, 8)], [bytearray(8)], 4), {}, ValueError, "an address that is not 0"),
     "memory past the end": (([0.5], [(2**64 - 4, 8)], [bytearray(8)], 4), {}, ValueError, "ends before the last"),
-    "memory of three": (([0.5], [(1, 2, 3)], [bytearray(8)], 4), {}, ValueError, "a pair of address and length"),
+    "memory of four": (([0.5], [(1, 2, 3, 4)], [bytearray(8)], 4), {}, ValueError, "a pair of address and length"),
+    "a file that is too short": (([0.5], [(0, 0, 3)], [bytearray(8)], 4), {}, ValueError, "more than the 3 bytes"),
+    "a file of no number": (([0.5], [(2**40, 0, 8)], [bytearray(8)], 4), {}, ValueError, "lie in an open file"),
+    "a file past all ends": (([0.5], [(0, 2**63, 8)], [bytearray(8)], 4), {}, ValueError, "end where a file can"),
 }
 
 

@@ -4,8 +4,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Memory: TypeAlias = memoryview | bytes | bytearray | npt.NDArray[Any] | tuple[int, int]
-"""A contiguous buffer, or an address and the bytes that lie there; of any alignment."""
+Memory: TypeAlias = memoryview | bytes | bytearray | npt.NDArray[Any] | tuple[int, int] | tuple[int, int, int]
+"""A contiguous buffer; an address and the bytes there, of any alignment; or a file's descriptor, offset and bytes."""
+
+FILES: bool
 
 BLOCK: int
 CHUNK: int
@@ -47,6 +49,8 @@ class Report(NamedTuple):
     loads: tuple[int, ...]
     stores: tuple[int, ...]
     checksums: tuple[int, ...]
+    reading: int
+    writing: int
 
 def run(
     program: Program,

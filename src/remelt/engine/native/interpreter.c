@@ -1,5 +1,5 @@
 /* Runs checked programs, block by block, and adds up checksums. */
-#include "language.h"
+#include "stages.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -121,6 +121,7 @@ struct step {
     uint8_t operation;
     uint8_t with_checksum;
     size_t size;         /* bytes of a stored element */
+    struct stage *stage; /* of the file that a load or store reads or writes, if it is one */
     uint8_t *found;      /* where a load or store tells of NaN and infinities */
     uint64_t *checksum;
 };
@@ -131,28 +132,57 @@ struct scratch {
     struct step *steps;
     struct repeated *numbers;
     double *lanes; /* LANES for each accumulator */
+    struct stage *stages; /* one for each input, then for each output; those of memory stay empty */
     uint8_t *registers;
     size_t stride;
 };
 
 static size_t aligned(size_t size) { return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
-static int scratch_allocate(struct scratch *scratch, const struct program *program)
+static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+/* The bytes of an input's or output's stage: 0 for memory. */
+static size_t stage_room(const struct program *program, const struct call *call, size_t place)
+{
+    int is_output = place >= program->inputs;
+    if (is_output)
+        place -= program->inputs;
+    if ((is_output ? call->output_parts : call->input_parts)[place].descriptor == NO_FILE)
+        return 0;
+    size_t size = is_output ? program->output_sizes[place] : program->input_sizes[place];
+    size_t most = is_output ? STAGE_BYTES + BLOCK * size : STAGE_ELEMENTS * size;
+    return aligned(least(most, call->count * size));
+}
+
+static int scratch_allocate(struct scratch *scratch, const struct program *program, const struct call *call)
 {
     size_t steps = aligned(program->length * sizeof(struct step));
     size_t numbers = aligned(program->numbers * sizeof(struct repeated));
     size_t lanes = aligned(program->accumulators * LANES * sizeof(double));
+    size_t memories = program->inputs + program->outputs;
+    size_t stages = aligned(memories * sizeof(struct stage));
     scratch->stride = BLOCK * program->element + PADDING;
-    size_t total = steps + numbers + lanes + program->registers * scratch->stride + ALIGNMENT;
+    size_t registers = aligned(program->registers * scratch->stride);
+    size_t total = steps + numbers + lanes + stages + registers + ALIGNMENT;
+    for (size_t place = 0; place < memories; place++)
+        total += stage_room(program, call, place);
     scratch->memory = malloc(total);
     if (!scratch->memory)
-        return -1;
+        return NO_MEMORY;
     uint8_t *place = scratch->memory;
     place += (ALIGNMENT - (uintptr_t)place % ALIGNMENT) % ALIGNMENT;
     scratch->steps = (struct step *)place;
     scratch->numbers = (struct repeated *)(place += steps);
     scratch->lanes = (double *)(place += numbers);
-    scratch->registers = place + lanes;
+    scratch->stages = (struct stage *)(place += lanes);
+    scratch->registers = place += stages;
+    place += registers;
+    for (size_t i = 0; i < memories; i++) {
+        const struct part *part =
+            i < program->inputs ? &call->input_parts[i] : &call->output_parts[i - program->inputs];
+        stage_begin(&scratch->stages[i], *part, place);
+        place += stage_room(program, call, i);
+    }
     return 0;
 }
 
@@ -188,6 +218,12 @@ static void set_operands(struct step *step, const struct scratch *scratch, const
         step->work.c = operand(scratch, it->c, it->flags & NUMBER_C, kind);
 }
 
+static struct stage *stage_of(const struct scratch *scratch, size_t place)
+{
+    struct stage *stage = &scratch->stages[place];
+    return stage->part.descriptor == NO_FILE ? NULL : stage;
+}
+
 static void prepare_steps(struct scratch *scratch, const struct program *program, const struct call *call,
                           const struct capability *capability)
 {
@@ -206,6 +242,7 @@ static void prepare_steps(struct scratch *scratch, const struct program *program
             step->size = stored_sizes[it->extra];
             step->found = &call->loads[loads++];
             step->work.a = call->inputs[it->a];
+            step->stage = stage_of(scratch, it->a);
             step->work.out = scratch->registers + it->out * scratch->stride;
             break;
         case OP_store:
@@ -215,6 +252,9 @@ static void prepare_steps(struct scratch *scratch, const struct program *program
             step->checksum = &call->checksums[stores];
             step->found = &call->stores[stores++];
             step->work.out = call->outputs[it->out];
+            step->stage = stage_of(scratch, program->inputs + it->out);
+            if (step->stage)
+                step->work.out = step->stage->buffer;
             break;
         case OP_reduce_sum:
         case OP_reduce_maximum:
@@ -275,11 +315,56 @@ static void end_chunk(const struct scratch *scratch, const struct program *progr
     }
 }
 
-static void run_block(const struct scratch *scratch, const struct program *program, const struct call *call,
-                      size_t done, size_t count, const struct capability *capability)
+/* Reads of each input file what the next blocks load. */
+static int fill_stages(const struct scratch *scratch, const struct program *program, struct call *call, size_t done)
+{
+    size_t count = least(call->count - done, STAGE_ELEMENTS);
+    for (size_t place = 0; place < program->inputs; place++) {
+        struct stage *stage = stage_of(scratch, place);
+        int result = stage ? stage_read(stage, count * program->input_sizes[place], call) : 0;
+        if (result < 0)
+            return result;
+    }
+    for (size_t place = 0; place < program->length; place++) {
+        struct step *step = &scratch->steps[place];
+        if (step->operation == OP_load && step->stage)
+            step->work.a = step->stage->buffer;
+    }
+    return 0;
+}
+
+/* Writes what is left of each output file. */
+static int empty_stages(const struct scratch *scratch, const struct program *program, struct call *call)
+{
+    for (size_t place = 0; place < program->outputs; place++) {
+        struct stage *stage = stage_of(scratch, program->inputs + place);
+        int result = stage ? stage_write(stage, stage->filled, call) : 0;
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static int after_store(struct step *step, struct call *call, size_t size)
+{
+    struct stage *stage = step->stage;
+    step->work.out = (uint8_t *)step->work.out + size;
+    if (!stage)
+        return 0;
+    stage->filled += size;
+    if (stage->filled < stage->limit)
+        return 0;
+    int result = stage_write(stage, stage->limit, call);
+    step->work.out = stage->buffer + stage->filled;
+    return result;
+}
+
+static int run_block(const struct scratch *scratch, const struct program *program, struct call *call, size_t done,
+                     size_t count, const struct capability *capability)
 {
     struct step *end = scratch->steps + program->length;
-    for (struct step *step = scratch->steps; step < end; step++) {
+    int result = 0;
+    for (struct step *step = scratch->steps; step < end && result == 0; step++) {
         int found = step->run(&step->work, count);
         if (step->operation == OP_load) {
             *step->found |= (uint8_t)found;
@@ -290,27 +375,33 @@ static void run_block(const struct scratch *scratch, const struct program *progr
                 uint64_t word = ((uint64_t)call->start + done) * step->size / 8;
                 *step->checksum += checksum_bytes(step->work.out, step->size * count, word, capability);
             }
-            step->work.out = (uint8_t *)step->work.out + step->size * count;
+            result = after_store(step, call, step->size * count);
         }
     }
+    return result;
 }
 
-int run_program(const struct program *program, const struct call *call, const struct capability *capability)
+int run_program(const struct program *program, struct call *call, const struct capability *capability)
 {
     struct scratch scratch;
-    if (scratch_allocate(&scratch, program) < 0)
-        return -1;
+    int result = scratch_allocate(&scratch, program, call);
+    if (result < 0)
+        return result;
     repeat_numbers(scratch.numbers, call->numbers, program->numbers);
     prepare_steps(&scratch, program, call, capability);
-    for (size_t done = 0; done < call->count;) {
-        size_t count = call->count - done < BLOCK ? call->count - done : BLOCK;
+    for (size_t done = 0; done < call->count && result == 0;) {
+        size_t count = least(call->count - done, BLOCK);
+        if (done % STAGE_ELEMENTS == 0 && (result = fill_stages(&scratch, program, call, done)) < 0)
+            break;
         if (program->accumulators && done % CHUNK == 0)
             begin_chunk(&scratch, program);
-        run_block(&scratch, program, call, done, count, capability);
+        result = run_block(&scratch, program, call, done, count, capability);
         done += count;
         if (program->accumulators && (done % CHUNK == 0 || done == call->count))
             end_chunk(&scratch, program, call->sums + (done - 1) / CHUNK * program->accumulators);
     }
+    if (result == 0)
+        result = empty_stages(&scratch, program, call);
     free(scratch.memory);
-    return 0;
+    return result;
 }

@@ -25,6 +25,20 @@ enum {
     MOST_INSTRUCTIONS = 1 << 20
 };
 
+#if defined(_WIN32)
+#define WITH_FILES 0 /* no positioned reads and writes */
+#else
+#define WITH_FILES 1
+#endif
+
+enum { NO_FILE = -1 };
+
+/* Where bytes of an open file begin; without a file, they lie in memory. */
+struct part {
+    int descriptor;
+    uint64_t offset;
+};
+
 enum kind { SINGLE, DOUBLE, KINDS };
 
 enum stored { STORED_F64, STORED_F32, STORED_F16, STORED_BF16, STORED_F8_E4M3, STORED_F8_E5M2, STORED_TYPES };
@@ -89,12 +103,15 @@ struct program {
     size_t length, registers, numbers, inputs, outputs, accumulators, histograms;
     size_t loads, stores;
     size_t element;                 /* bytes that a register keeps for an element: 4, or 8 where a float64 occurs */
-    size_t *input_sizes;            /* the widest element that is loaded from each input */
-    size_t *output_sizes;           /* the widest element that is stored to each output */
+    size_t *input_sizes;            /* bytes of the elements that are loaded from each input; 0 where none are */
+    size_t *output_sizes;           /* the same of those that are stored to each output */
     int with_checksums;
     size_t checksum_step;           /* a call with checksums begins at multiples of it, in elements */
     struct instruction *instructions;
 };
+
+/* What run_program returns; of the last two, call.error says why: 0 for a file that ended. */
+enum { NO_MEMORY = -1, READING_FAILED = -2, WRITING_FAILED = -3 };
 
 /* One call: where a checked program finds its data. The caller has checked every length. */
 struct call {
@@ -102,11 +119,14 @@ struct call {
     const double *numbers;
     const uint8_t *const *inputs;
     uint8_t *const *outputs;
+    const struct part *input_parts, *output_parts; /* the files that take the place of memory, if any */
     double *sums;           /* a row of accumulators for each CHUNK */
     int64_t *histograms;    /* BINS for each histogram */
     uint8_t *loads;         /* found for each load: 1 where NaN or an infinity was met in the stored values */
     uint8_t *stores;        /* the same for each store's results */
     uint64_t *checksums;    /* found for each store */
+    uint64_t reading, writing; /* found: nanoseconds that files took */
+    int error;              /* found: the system's number of what failed */
 };
 
 /* What one instruction works on in one block. */
@@ -148,7 +168,7 @@ void program_clear(struct program *program);
 
 /* interpreter.c */
 const struct capability *capability_at(int place); /* from the best that this machine has; NULL after the last */
-int run_program(const struct program *program, const struct call *call, const struct capability *capability);
+int run_program(const struct program *program, struct call *call, const struct capability *capability);
 uint64_t checksum_bytes(const uint8_t *bytes, size_t length, uint64_t word, const struct capability *capability);
 extern uint64_t checksum_places[PIECE];
 

@@ -84,12 +84,6 @@ static int check_stored(const struct check *check)
     return 0;
 }
 
-static void widest(size_t *size, size_t found)
-{
-    if (*size < found)
-        *size = found;
-}
-
 static int check_load(const struct check *check)
 {
     struct program *program = check->program;
@@ -98,7 +92,10 @@ static int check_load(const struct check *check)
         return -1;
     if (it->a >= program->inputs)
         return refuse(check, "reads input %u, but there are %zu", it->a, program->inputs);
-    widest(&program->input_sizes[it->a], stored_sizes[it->extra]);
+    size_t *size = &program->input_sizes[it->a];
+    if (*size && *size != stored_sizes[it->extra])
+        return refuse(check, "reads input %u in elements of another size than before", it->a);
+    *size = stored_sizes[it->extra];
     program->loads++;
     return 0;
 }
@@ -111,10 +108,13 @@ static int check_store(const struct check *check)
         return -1;
     if (it->out >= program->outputs)
         return refuse(check, "writes output %u, but there are %zu", it->out, program->outputs);
-    widest(&program->output_sizes[it->out], stored_sizes[it->extra]);
+    if (program->output_sizes[it->out])
+        return refuse(check, "writes output %u a second time", it->out);
+    program->output_sizes[it->out] = stored_sizes[it->extra];
     if (it->flags & WITH_CHECKSUM) {
         program->with_checksums = 1;
-        widest(&program->checksum_step, 8 / stored_sizes[it->extra]);
+        if (program->checksum_step < 8 / stored_sizes[it->extra])
+            program->checksum_step = 8 / stored_sizes[it->extra];
     }
     program->stores++;
     return 0;

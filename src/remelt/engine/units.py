@@ -1,0 +1,126 @@
+"""Units of work in reading order, and tensors that several threads sweep together, pass after pass."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from remelt.engine.known import Known, Partials
+from remelt.planning.cost import FOLD, SLICE
+from remelt.planning.passes import Sweep
+from remelt.planning.plan import PlannedTask
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one thread takes at a time: a task, some elements of one, or those of one pass of a shared one."""
+
+    planned: PlannedTask
+    start: int = 0
+    stop: int | None = None
+    shared: SharedTask | None = None
+
+
+class SharedTask:
+    """A task of several passes whose slices any thread may take: a pass begins when the one before is complete."""
+
+    def __init__(self, planned: PlannedTask) -> None:
+        self.planned = planned
+        self.known = Known()
+        self.spoiled = False
+        self.checksums = [0] * len(planned.task.outputs)
+        self._sweeps = [one for one in planned.passes.passes if isinstance(one, Sweep)]
+        self._place = 0
+        self._found: dict[int, Partials] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def sweep(self) -> Sweep:
+        """The pass that is under way."""
+        return self._sweeps[self._place]
+
+    def units(self) -> list[Unit]:
+        """The slices of the pass that is under way."""
+        return [Unit(self.planned, start, stop, self) for start, stop in folds(elements(self.planned))]
+
+    def add(self, unit: Unit, found: Partials, checksums: Sequence[int], *, spoiled: bool) -> list[Unit]:
+        """A slice is done. The units of the next pass, once this was the last of a pass; none after the last pass."""
+        with self._lock:
+            self._found[unit.start] = found
+            self.spoiled |= spoiled
+            self.checksums = [a + b for a, b in zip(self.checksums, checksums, strict=True)]
+            if len(self._found) < len(folds(elements(self.planned))):
+                return []
+            self.known.settle([self._found[start] for start in sorted(self._found)])
+            self._found = {}
+            self._place += 1
+            return [] if self.is_complete else self.units()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all passes are done."""
+        return self._place == len(self._sweeps)
+
+
+def elements(planned: PlannedTask) -> int:
+    """Elements of a task's results."""
+    return math.prod(planned.task.outputs[0][2].shape)
+
+
+def folds(size: int) -> list[tuple[int, int]]:
+    """The slices of that many elements whose sums are added up apart: one at least, and the same for all threads."""
+    return [(start, min(start + FOLD, size)) for start in range(0, max(size, 1), FOLD)]
+
+
+def units_of(tasks: Sequence[PlannedTask], *, whole: bool) -> Iterator[Unit]:
+    """The units of tasks in order; ``whole`` where none may be cut."""
+    for planned in tasks:
+        size = elements(planned)
+        if whole or not planned.divisible:
+            yield Unit(planned)
+        elif planned.passes.simple:
+            if size <= SLICE:
+                yield Unit(planned)
+            else:
+                yield from (Unit(planned, start, min(start + SLICE, size)) for start in range(0, size, SLICE))
+        elif size <= FOLD:
+            yield Unit(planned)
+        else:
+            yield from SharedTask(planned).units()
+
+
+class Queue:
+    """Units that threads take from the front, and put there."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self._units = deque(units)
+        self._taken = 0
+        self._closed = False
+        self._condition = threading.Condition()
+
+    def take(self) -> Unit | None:
+        """The next unit; None when there is none, and none can follow from those that are under way."""
+        with self._condition:
+            while not self._units and self._taken and not self._closed:
+                self._condition.wait()
+            if self._closed or not self._units:
+                return None
+            self._taken += 1
+            return self._units.popleft()
+
+    def done(self, following: Sequence[Unit]) -> None:
+        """A unit is done; others follow from it, which go to the front: what they read was read just now."""
+        with self._condition:
+            self._taken -= 1
+            self._units.extendleft(reversed(following))
+            if following or not self._taken:
+                self._condition.notify_all()
+
+    def close(self) -> None:
+        """Give out no more units."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
