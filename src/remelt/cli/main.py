@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import click
 
+from remelt.core.collection import collection_rare
 from remelt.core.nearest import nearest_hint
 from remelt.errors import CheckError, RemeltError
 from remelt.version import __version__
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    with collection_rare():
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

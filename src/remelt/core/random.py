@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _PER_BLOCK = 4
 """64-bit words that Philox makes of one counter value."""
@@ -36,9 +38,13 @@ class Random:
 
     def uniform(self, stream: int = 0) -> NDArray[np.float64]:
         """Numbers in [0, 1), one an element, of shape ``(size,)``; each ``stream`` (an input's index) has its own."""
+        import numpy as np  # not at the top: recipes are read and written without it
+
         return (self._words(stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def _words(self, stream: int) -> NDArray[np.uint64]:
+        import numpy as np
+
         identity = "\0".join((str(self.seed), self.method, self.key, str(stream)))
         digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         philox = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))

@@ -31,9 +31,18 @@ class Known:
                 for name, value in found.items():
                     sums[name] = value if name not in sums else sums[name] + value
         for register, found in totals.items():
-            sums = {name: torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64)
-                    for name, value in found.items()}
+            sums = {
+                name: torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64)
+                for name, value in found.items()
+            }
             self.sums.setdefault(register, {}).update(sums)
+            self.conclusions.pop(register, None)
+
+    def so_far(self, register: int, instruction: Apply, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a later reduction is given: the sums before it, or what they come to."""
+        if instruction.method.declaration.conclusion is None or register not in self.sums:
+            return self.sums.get(register, {})
+        return self.concluded(register, instruction, values)
 
     def concluded(self, register: int, instruction: Apply, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the sums of a method come to, found once."""

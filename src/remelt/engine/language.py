@@ -77,11 +77,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A sum over all elements, of a reduction of a register, by name."""
+    """A sum over all elements, of a reduction of a register, by name; or a histogram of their magnitudes' bits.
+
+    ``bins`` is ``upper`` for the upper halves of float32's bits, and ``lower`` for the lower halves of those whose upper
+    half is ``within``.
+    """
 
     value: int
     register: int
     name: str
+    bins: Literal["", "upper", "lower"] = ""
+    within: Number | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +190,7 @@ def in_order_of_need(kernel: Kernel) -> Kernel:
         operands = tuple(map(renumbered, found.operands))
         operations.append(replace(found, operands=operands))
     targets = tuple(Target(renumbered(t.value), t.dtype, t.output, t.register) for t in kernel.targets)
-    partials = tuple(Partial(moved[p.value], p.register, p.name) for p in kernel.partials)
+    partials = tuple(replace(partial, value=moved[partial.value]) for partial in kernel.partials)
     return Kernel(kernel.kind, tuple(operations), kernel.scalars, kernel.sources, targets, partials)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from remelt.check.program import Load
 from remelt.core.dtype import DType
 from remelt.engine import native
 from remelt.engine.finite import HIGHEST_E4M3
-from remelt.engine.language import Kernel, Number, Operand, Operation
+from remelt.engine.known import Partials
+from remelt.engine.language import Kernel, Number, Operand, Operation, Partial
 from remelt.engine.tensors import TORCH, bytes_of
 from remelt.engine.torch_executor import PADDING
 from remelt.engine.workplace import cut_short
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from remelt.engine.tiles import TaskRun
 
 _KINDS = {"single": 0, "double": 1}
+_HALVES = {"upper": "high", "lower": "low"}
 _MOST = 2**16 - 1
 """Registers, numbers and places of a program."""
 _COPIED = 2**18
@@ -42,6 +44,8 @@ class NativeExecutor:
         self.kernel = kernel
         encoder = _Encoder(kernel)
         self.program = encoder.program()
+        self.sums = [one for one in kernel.partials if not one.bins]
+        self.histograms = [one for one in kernel.partials if one.bins]
         self.loads, self.stores, self.limited = encoder.loads, encoder.stores, encoder.limited
         self.sizes = [target.dtype.itemsize for target in kernel.targets]
         self.width = sum(source.dtype.itemsize for source in kernel.sources if not source.held)
@@ -56,14 +60,27 @@ class NativeExecutor:
         )
         return known and kernel.is_exact and len(kernel.scalars) < _MOST and len(kernel.operations) < 2**20
 
-    def sample(self, sample: Sample, numbers: Sequence[float]) -> tuple[list[torch.Tensor], list[float]]:
+    def sample(self, sample: Sample, numbers: Sequence[float]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """What the program makes of a sample: its targets, and its sums."""
         outputs = [torch.empty(PADDING, dtype=TORCH[target.dtype]) for target in self.kernel.targets]
-        columns = len(self.kernel.partials) + len(self.limited)
-        sums = np.zeros((1, columns)) if columns else None
+        sums, histograms = self._results(1)
         inputs = [bytes_of(source) for source in sample.sources]
-        native.run(self.program, np.array(numbers), inputs, [bytes_of(one) for one in outputs], PADDING, sums=sums)
-        return outputs, [] if sums is None else sums[0, : len(self.kernel.partials)].tolist()
+        memories = [bytes_of(one) for one in outputs]
+        native.run(self.program, np.array(numbers), inputs, memories, PADDING, sums=sums, histogram=histograms)
+        found: dict[int, dict[str, Any]] = {}
+        self._add(found, sums, histograms)
+        return outputs, [
+            torch.as_tensor(found[one.register][one.name], dtype=torch.float64) for one in self.kernel.partials
+        ]
+
+    def _results(self, chunks: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Memory for what a call finds of sums and histograms."""
+        columns = len(self.sums) + len(self.limited)
+        counts = len(self.histograms)
+        return (
+            np.empty((chunks, columns)) if columns else None,
+            np.zeros((counts, native.BINS), dtype=np.int64) if counts else None,
+        )
 
     def tile(self, run: TaskRun, numbers: Sequence[float], begin: int, end: int) -> None:
         """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
@@ -75,10 +92,9 @@ class NativeExecutor:
             for source in kernel.sources
         ]
         outputs = [self._place(run, position, begin, end) for position in range(len(kernel.targets))]
-        columns = len(kernel.partials) + len(self.limited)
-        sums = np.empty((-(-size // CHUNK), columns)) if columns else None
+        sums, histograms = self._results(-(-size // CHUNK))
         begun = perf_counter()
-        report = self._run(run, numbers, inputs, outputs, size, begin, sums)
+        report = self._run(run, numbers, inputs, outputs, size, begin, sums, histograms)
         tally = run.place.tallies.mine()
         tally.reading += report.reading * 1e-9
         tally.writing += report.writing * 1e-9
@@ -91,7 +107,7 @@ class NativeExecutor:
                 run.blame_stored(load)
         too_large = set()
         if sums is not None and self.limited:
-            largest = sums[:, len(kernel.partials) :].max(axis=0, initial=0.0)
+            largest = sums[:, len(self.sums) :].max(axis=0, initial=0.0)
             too_large = {place for place, found in zip(self.limited, largest, strict=True) if found > HIGHEST_E4M3}
         for store, place in enumerate(self.stores):
             position = kernel.targets[place].output
@@ -101,8 +117,7 @@ class NativeExecutor:
                 run.put(position, begin * self.sizes[place], memoryview(outputs[place]))
             finite = store not in report.stores and place not in too_large
             run.settled_part(position, size * self.sizes[place], finite=finite, checksum=report.checksums[store])
-        if sums is not None:
-            self._add(run, sums)
+        self._add(run.partials, sums, histograms)
 
     def step(self, run: TaskRun) -> int:
         """Elements that one call takes: as many as pass between two looks whether to stop, where nothing is copied."""
@@ -121,9 +136,11 @@ class NativeExecutor:
         size: int,
         begin: int,
         sums: np.ndarray | None,
+        histogram: np.ndarray | None,
     ) -> native.Report:
+        values = np.array(numbers)
         try:
-            return native.run(self.program, np.array(numbers), inputs, outputs, size, start=begin, sums=sums)
+            return native.run(self.program, values, inputs, outputs, size, start=begin, sums=sums, histogram=histogram)
         except EOFError:
             raise cut_short(f"an input's {run.task.key}") from None
         except OSError as error:
@@ -141,14 +158,20 @@ class NativeExecutor:
         place = run.place_of(target.output, begin * width, end * width)
         return self._buffer(position, (end - begin) * width) if place is None else place
 
-    def _add(self, run: TaskRun, sums: np.ndarray) -> None:
-        """Add the chunks' sums to those before, one after the other."""
-        for place, one in enumerate(self.kernel.partials):
-            found = run.partials.setdefault(one.register, {})
-            total = found.get(one.name, 0.0)
-            for value in sums[:, place].tolist():
-                total += value
-            found[one.name] = total
+    def _add(self, partials: Partials, sums: np.ndarray | None, histograms: np.ndarray | None) -> None:
+        """Add the chunks' sums to those before, one after the other, and the histograms."""
+        if sums is not None:
+            for place, one in enumerate(self.sums):
+                found = partials.setdefault(one.register, {})
+                total = found.get(one.name, 0.0)
+                for value in sums[:, place].tolist():
+                    total += value
+                found[one.name] = total
+        if histograms is not None:
+            for place, one in enumerate(self.histograms):
+                found = partials.setdefault(one.register, {})
+                counts = torch.from_numpy(histograms[place]).double()
+                found[one.name] = found[one.name] + counts if one.name in found else counts
 
     def _buffer(self, place: int, size: int) -> np.ndarray:
         buffers: dict[int, np.ndarray] = self._local.__dict__.setdefault("buffers", {})
@@ -172,17 +195,42 @@ class _Encoder:
         self.placed: dict[int, int] = {}
         self.free: list[int] = []
         self.registers = 0
-        self.uses = [0] * len(kernel.operations)
+        self.products = {
+            place: pair for place, partial in enumerate(kernel.partials) if (pair := self._product(partial)) is not None
+        }
+        """The sums of products of two float32, whose registers are taken as they are."""
+        self.uses = self._uses()
         """How often each operation's result is still needed."""
-        for operand in self._operands():
-            if isinstance(operand, int):
-                self.uses[operand] += 1
 
-    def _operands(self) -> Iterator[Operand]:
-        for operation in self.kernel.operations:
-            yield from operation.operands
-        yield from (target.value for target in self.kernel.targets)
-        yield from (partial.value for partial in self.kernel.partials)
+    def _product(self, partial: Partial) -> tuple[int, int] | None:
+        """The two float32 whose product a sum adds up: float64 holds it exactly, so it need not be computed apart."""
+        product = self.kernel.operations[partial.value]
+        if partial.bins or product.name != "mul" or product.kind != "double":
+            return None
+        found = []
+        for operand in product.operands:
+            made = self.kernel.operations[operand] if isinstance(operand, int) else None
+            if made is None or made.name != "convert" or not isinstance(made.operands[0], int):
+                return None
+            if self.kernel.operations[made.operands[0]].kind != "single":
+                return None
+            found.append(made.operands[0])
+        return found[0], found[1]
+
+    def _uses(self) -> list[int]:
+        kernel = self.kernel
+        uses = [0] * len(kernel.operations)
+        wanted: list[Operand] = [target.value for target in kernel.targets]
+        for place, partial in enumerate(kernel.partials):
+            wanted += self.products.get(place, (partial.value,))
+        for operand in wanted:
+            if isinstance(operand, int):
+                uses[operand] += 1
+        for place in range(len(kernel.operations) - 1, -1, -1):
+            for operand in kernel.operations[place].operands if uses[place] else ():
+                if isinstance(operand, int):
+                    uses[operand] += 1
+        return uses
 
     def program(self) -> native.Program:
         """The program; `ValueError` where it is too large for the extension."""
@@ -191,10 +239,14 @@ class _Encoder:
         for position, target in enumerate(kernel.targets):
             if isinstance(target.value, int):
                 wanted.setdefault(target.value, []).append(partial(self._store, position))
+        columns = counts = 0
         for index, one in enumerate(kernel.partials):
-            wanted.setdefault(one.value, []).append(partial(self._sum, index))
+            last = max(self.products.get(index, (one.value,)))
+            wanted.setdefault(last, []).append(partial(self._sum, index, counts if one.bins else columns))
+            columns, counts = columns + (not one.bins), counts + bool(one.bins)
         for place, operation in enumerate(kernel.operations):
-            self._operation(place, operation)
+            if self.uses[place]:
+                self._operation(place, operation)
             for row in wanted.get(place, ()):
                 row()
         for position, target in enumerate(kernel.targets):
@@ -207,7 +259,8 @@ class _Encoder:
             len(kernel.scalars),
             len(kernel.sources),
             len(kernel.targets),
-            len(kernel.partials) + len(self.limited),
+            columns + len(self.limited),
+            counts,
         )
 
     def _operation(self, place: int, operation: Operation) -> None:
@@ -256,14 +309,25 @@ class _Encoder:
         size = self.free[-1] if self.free else self.registers
         self.registers = max(self.registers, size + 1)
         self.rows.append([native.OPERATIONS["abs"], kind, size, register, 0, 0, 0, 0])
-        column = len(self.kernel.partials) + len(self.limited)
+        column = sum(not one.bins for one in self.kernel.partials) + len(self.limited)
         self.rows.append([native.OPERATIONS["reduce_maximum"], kind, column, size, 0, 0, 0, 0])
         self.limited.append(position)
 
-    def _sum(self, index: int) -> None:
-        value = self.kernel.partials[index].value
-        self.rows.append([native.OPERATIONS["reduce_sum"], _KINDS["double"], index, self.placed[value], 0, 0, 0, 0])
-        self._used(value)
+    def _sum(self, index: int, column: int) -> None:
+        one = self.kernel.partials[index]
+        operands = self.products.get(index, (one.value,))
+        first, second, flags, kind = self.placed[operands[0]], 0, 0, _KINDS["single"]
+        if one.bins:
+            name = f"histogram_{_HALVES[one.bins]}"
+            if one.within is not None:
+                second, flags = self._field(one.within, 1)
+        elif index in self.products:
+            name, second = "reduce_product", self.placed[operands[1]]
+        else:
+            name, kind = "reduce_sum", _KINDS["double"]
+        self.rows.append([native.OPERATIONS[name], kind, column, first, second, 0, flags, 0])
+        for operand in operands:
+            self._used(operand)
 
     def _kind(self, operand: Operand) -> str:
         return self.kernel.kind if isinstance(operand, Number) else self.kernel.operations[operand].kind

@@ -42,15 +42,15 @@ class Sample:
         sums: dict[int, dict[str, torch.Tensor]] = {}
         for register, number in sweep.reductions:
             methods.reduce(register, number, found, 0, PADDING, sums.setdefault(register, {}))
-        self.sums = [float(sums[partial.register][partial.name]) for partial in kernel.partials]
+        self.sums = [sums[partial.register][partial.name] for partial in kernel.partials]
 
-    def agrees(self, targets: Sequence[torch.Tensor], sums: Sequence[float] = ()) -> bool:
+    def agrees(self, targets: Sequence[torch.Tensor], sums: Sequence[torch.Tensor] = ()) -> bool:
         """Whether an executor gives the same bits, and the same sums but for the order of adding."""
         for expected, got in zip(self.targets, targets, strict=True):
             if not torch.equal(expected.view(torch.uint8), got.to(expected.dtype).view(torch.uint8)):
                 return False
         return all(
-            abs(expected - got) <= _TOLERANCE * (abs(expected) + 1.0)
+            bool(((expected - got).abs() <= _TOLERANCE * (expected.abs() + 1.0)).all())
             for expected, got in zip(self.sums, sums, strict=False)
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -87,10 +87,14 @@ class SymbolicSums(Mapping[str, SymbolicNumber]):
 
 
 class SymbolicSum:
-    """A sum over all elements, of which each tile gives a part."""
+    """A sum over all elements, or a histogram of them, of which each tile gives a part."""
 
-    def __init__(self, value: int) -> None:
-        self.value = value
+    def __init__(self, value: int, bins: Literal["", "upper", "lower"] = "", within: Number | None = None) -> None:
+        self.value, self.bins, self.within = value, bins, within
+
+    def double(self) -> SymbolicSum:
+        """In double precision, as it is."""
+        return self
 
 
 class Symbol(torch.Tensor):
@@ -105,7 +109,7 @@ class Symbol(torch.Tensor):
     @staticmethod
     def of(writer: Writer, operand: Operand, kind: Kind, *, truth: bool = False) -> Symbol:
         """A symbol for an operand."""
-        dtype = torch.bool if truth else torch.float32 if kind == "single" else torch.float64
+        dtype = torch.bool if truth else _TYPES[kind]
         symbol: Symbol = torch.Tensor._make_wrapper_subclass(Symbol, Symbol._shape, dtype=dtype)
         symbol.writer, symbol.operand, symbol.kind, symbol.truth = writer, operand, kind, truth
         return symbol
@@ -135,6 +139,8 @@ def number_of(writer: Writer, value: object) -> Number:
 
 def written(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a torch function makes of symbols, written down; in place where its name says so."""
+    if func == _TYPE_OF:  # made anew whenever it is asked for
+        return torch.bool if args[0].truth else _TYPES[args[0].kind]
     name = getattr(func, "__name__", "")
     plain = name.strip("_")
     in_place = name.endswith("_") and not name.startswith("__")
@@ -325,6 +331,25 @@ def _sum(a: Any) -> SymbolicSum:
     return SymbolicSum(value)
 
 
+def _upper_histogram(a: Any) -> SymbolicSum:
+    return SymbolicSum(_single(a), "upper")
+
+
+def _lower_histogram(a: Any, upper: Any) -> SymbolicSum:
+    return SymbolicSum(_single(a), "lower", number_of(a.writer, upper))
+
+
+def _single(a: Any) -> int:
+    if type(a) is not Symbol or a.truth:
+        raise Untraceable("a histogram of truths")
+    value = _operand(a.writer, a, "single")
+    if not isinstance(value, int):
+        raise Untraceable("a histogram of a number")
+    return value
+
+
+_TYPE_OF = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
+_TYPES: dict[Kind, torch.dtype] = {"single": torch.float32, "double": torch.float64}
 _BINARY = ("add", "sub", "mul", "div", "truediv", "pow", "and", "or", "xor")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("add",), _add_scaled),
@@ -365,4 +390,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "ones_like": lambda a: _filled(a, 1.0),
     "full_like": _filled,
     "sum": _sum,
+    "upper_histogram": _upper_histogram,
+    "lower_histogram": _lower_histogram,
 }

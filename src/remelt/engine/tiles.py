@@ -279,7 +279,7 @@ class TaskRun(Reader):
         assert isinstance(instruction, Apply)
         args, kwargs = self.arguments(instruction, values)
         reduction = instruction.reductions[number]
-        earlier = self.known.sums.get(register, {})
+        earlier = self.known.so_far(register, instruction, kwargs)
         for first in range(0, max(end - begin, 1), CHUNK):
             part = [self.slice(arg, first, first + CHUNK) for arg in args]
             named = {name: self.slice(value, first, first + CHUNK) for name, value in kwargs.items()}

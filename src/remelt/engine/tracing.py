@@ -11,7 +11,7 @@ from remelt.engine.language import Kernel, Kind, Operand, Partial, Scalar, Sourc
 from remelt.engine.symbols import Symbol, SymbolicNumber, SymbolicSum, SymbolicSums
 from remelt.engine.writer import Untraceable, Writer
 from remelt.planning.passes import Sweep
-from remelt.recipe.signature import reduce_tile
+from remelt.recipe.signature import conclude, reduce_tile
 
 
 def trace(
@@ -86,13 +86,19 @@ class _Tracer:
         if method.given - {"sums"}:
             raise Untraceable("a method that asks for its key, or for random numbers")
         if "sums" in method.given:
-            kwargs["sums"] = SymbolicSums(self.writer, register)
+            kwargs["sums"] = self.sums(register, instruction, kwargs)
         result = method.function(*args, **kwargs)
         if type(result) is not Symbol or result.truth or result.kind != self.kind:
             raise Untraceable("a result that is no tensor of the compute type")
         if instruction.cast is None:
             return result.operand
         return self.writer.operation("round", [result.operand], self.kind, dtype=instruction.cast)
+
+    def sums(self, register: int, instruction: Apply, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a method is given as its sums: known already where its reductions are left out."""
+        return (
+            SymbolicSums(self.writer, register) if instruction.reductions else conclude(instruction.method, {}, values)
+        )
 
     def argument(self, argument: Argument) -> Any:
         if isinstance(argument, Register):
@@ -116,5 +122,5 @@ class _Tracer:
         for name, partial in found.items():
             if type(partial) is not SymbolicSum:
                 raise Untraceable("a reduction that is no sum")
-            partials.append(Partial(partial.value, register, name))
+            partials.append(Partial(partial.value, register, name, partial.bins, partial.within))
         return partials

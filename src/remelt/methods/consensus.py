@@ -10,56 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remelt.methods.selection import bin_of_rank, lower_histogram, magnitude_of, upper_histogram
 from remelt.recipe.method import Bindings, Delta, Flag, Number, Sums, merge_method
 
-_BINS = 2**16
 
-
-def _magnitudes(delta: Tensor) -> Tensor:
-    """The bits of float32 magnitudes, which are in the order of the magnitudes."""
-    return delta.reshape(-1).float().abs().view(torch.int32)
-
-
-def coarse_histograms(*models: Tensor) -> Mapping[str, Tensor]:
+def upper_histograms(*models: Tensor) -> Mapping[str, Tensor]:
     """For each model, how many magnitudes have each of the upper halves of float32's bits."""
-    return {
-        f"coarse{place}": torch.bincount(_magnitudes(model) >> 16, minlength=_BINS).double()
-        for place, model in enumerate(models)
-    }
+    return {f"coarse{place}": upper_histogram(model) for place, model in enumerate(models)}
 
 
-def fine_histograms(*models: Tensor, k: float, sums: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def lower_histograms(*models: Tensor, sums: Mapping[str, float]) -> Mapping[str, Tensor]:
     """The same for the lower halves, of those magnitudes whose upper half the threshold has."""
-    found = {}
-    for place, model in enumerate(models):
-        upper, _ = _rank(sums[f"coarse{place}"], _cut(sums[f"coarse{place}"], k))
-        bits = _magnitudes(model)
-        found[f"fine{place}"] = torch.bincount(bits[bits >> 16 == upper] & 0xFFFF, minlength=_BINS).double()
-    return found
+    return {f"fine{place}": lower_histogram(model, sums[f"upper{place}"]) for place, model in enumerate(models)}
 
 
 def thresholds(sums: Mapping[str, Any], *, k: float) -> Mapping[str, float]:
-    """The least magnitude of each model that is kept: that of the largest share ``k``; none where all are."""
+    """The least magnitude of each model that is kept: that of the largest share ``k``; none where all are.
+
+    After the first histograms, the upper halves of those magnitudes' bits.
+    """
     found: dict[str, float] = defaultdict(float)
     for name, coarse in sums.items():
-        if k < 1.0 and name.startswith("coarse") and bool(coarse.any()):
-            upper, rank = _rank(coarse, _cut(coarse, k))
-            lower, _ = _rank(sums[name.replace("coarse", "fine")], rank)
-            bits = torch.tensor(upper << 16 | lower, dtype=torch.int32)
-            found[name.replace("coarse", "threshold")] = float(bits.view(torch.float32))
+        if not name.startswith("coarse"):
+            continue
+        place = name.removeprefix("coarse")
+        size = int(coarse.sum())
+        upper, rank = bin_of_rank(coarse, max(int((1.0 - k) * size), 1)) if size else (0, 0)
+        found[f"upper{place}"] = float(upper)
+        if k < 1.0 and size and f"fine{place}" in sums:
+            found[f"threshold{place}"] = magnitude_of(upper, bin_of_rank(sums[f"fine{place}"], rank)[0])
     return found
-
-
-def _cut(histogram: Tensor, k: float) -> int:
-    """Which magnitude, counted from the least, is the first to be kept."""
-    return max(int((1.0 - k) * int(histogram.sum())), 1)
-
-
-def _rank(histogram: Tensor, rank: int) -> tuple[int, int]:
-    """The bin of the element of that rank, counted from 1, and its rank within the bin."""
-    totals = histogram.cumsum(0)
-    place = min(int(torch.searchsorted(totals, torch.tensor(float(rank), dtype=totals.dtype))), len(totals) - 1)
-    return place, rank - int(totals[place] - histogram[place])
 
 
 def _trims(values: Bindings) -> bool:
@@ -69,7 +49,7 @@ def _trims(values: Bindings) -> bool:
 
 @merge_method(
     cut="element",
-    reductions=(coarse_histograms, fine_histograms),
+    reductions=(upper_histograms, lower_histograms),
     reduces=_trims,
     conclusion=thresholds,
     workspace=8.0,
@@ -91,16 +71,18 @@ def ties_sum(*models: Delta, k: Number = 1.0, vote_sgn: Flag = False, sums: Sums
     """
 
     def kept(place: int) -> Tensor:
-        return torch.where(models[place].abs() >= sums[f"threshold{place}"], models[place], 0.0)
+        threshold = sums[f"threshold{place}"]
+        if type(threshold) is float and not threshold:  # all are kept
+            return models[place]
+        return torch.where(models[place].abs() >= threshold, models[place], 0.0)
 
     def vote(place: int) -> Tensor:
         return kept(place) if vote_sgn else kept(place).sign()
 
     elected = functools.reduce(lambda votes, place: votes + vote(place), range(1, len(models)), vote(0)).sign()
-    total, count = torch.zeros_like(elected), torch.zeros_like(elected)
-    for place in range(len(models)):
-        delta = kept(place)
-        agrees = delta.sign() == elected
-        total = total + torch.where(agrees, delta, 0.0)
-        count = count + torch.where(agrees, torch.ones_like(delta), 0.0)
+    agreeing = [kept(place).sign() == elected for place in range(len(models))]
+    total = functools.reduce(
+        torch.add, [torch.where(agrees, kept(place), 0.0) for place, agrees in enumerate(agreeing)]
+    )
+    count = functools.reduce(torch.add, [agrees.to(total.dtype) for agrees in agreeing])
     return torch.where(count > 0.0, total / count, 0.0)

@@ -122,7 +122,7 @@ class Declaration:
     - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``tensor`` (needs
       whole tensors), ``model`` (needs several keys).
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
-      returns small tensors by name, and may ask for ``sums`` of the rounds before.
+      returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
     - ``reduces``: whether reductions are needed at all, from the plain arguments, where they are the same for all keys.
     - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
       numbers by name, once a tensor; the method is then given those as its ``sums``, and need not decide by them.

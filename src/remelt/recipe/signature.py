@@ -158,7 +158,7 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
         sums: dict[str, Any] = {}
         needed = method.declaration.reduces is None or method.declaration.reduces({**_defaults(method), **given})
         for reduction in method.declaration.reductions if needed else ():
-            sums.update(reduce_tile(method, reduction, args, given, sums))
+            sums.update(reduce_tile(method, reduction, args, given, sums_so_far(method, sums, given)))
         given["sums"] = conclude(method, sums, given)
     return method.function(*args, **given)
 
@@ -169,6 +169,11 @@ def reduce_tile(
     """One tile's partial sums: the reduction gets the operands, and by name those values and sums it asks for."""
     result: Mapping[str, Any] = reduction(*args, **_asked(method, reduction, values, sums))
     return result
+
+
+def sums_so_far(method: Method[..., Any], sums: Mapping[str, Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a reduction is given of those before it: their sums, or what a conclusion makes of them."""
+    return conclude(method, sums, values) if sums else sums
 
 
 def conclude(method: Method[..., Any], sums: Mapping[str, Any], values: Mapping[str, Any]) -> Mapping[str, Any]:

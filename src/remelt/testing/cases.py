@@ -19,7 +19,7 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.recipe.method import Mass, Method, MethodParameter
-from remelt.recipe.signature import conclude, reduce_tile
+from remelt.recipe.signature import conclude, reduce_tile, sums_so_far
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -168,7 +168,8 @@ class Case:
         for begin in range(0, max(size, 1), chunk):
             args, kwargs = self.arguments([tensor[begin : begin + chunk] for tensor in flat], settings)
             reduction = self.method.declaration.reductions[number]
-            for name, partial in reduce_tile(self.method, reduction, args, kwargs, earlier).items():
+            given = sums_so_far(self.method, earlier, kwargs)
+            for name, partial in reduce_tile(self.method, reduction, args, kwargs, given).items():
                 total[name] = partial if name not in total else total[name] + partial
         return total
 

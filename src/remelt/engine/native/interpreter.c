@@ -161,7 +161,8 @@ static int scratch_allocate(struct scratch *scratch, const struct program *progr
     size_t lanes = aligned(program->accumulators * LANES * sizeof(double));
     size_t memories = program->inputs + program->outputs;
     size_t stages = aligned(memories * sizeof(struct stage));
-    scratch->stride = BLOCK * program->element + PADDING;
+    /* Equal places of registers are a power of two apart: a load never waits for a store that only looks like its own. */
+    scratch->stride = BLOCK * program->element;
     size_t registers = aligned(program->registers * scratch->stride);
     size_t total = steps + numbers + lanes + stages + registers + ALIGNMENT;
     for (size_t place = 0; place < memories; place++)
@@ -257,6 +258,7 @@ static void prepare_steps(struct scratch *scratch, const struct program *program
                 step->work.out = step->stage->buffer;
             break;
         case OP_reduce_sum:
+        case OP_reduce_product:
         case OP_reduce_maximum:
         case OP_reduce_minimum:
             step->work.out = scratch->lanes + it->out * LANES;
@@ -282,7 +284,7 @@ static double nothing_of(uint16_t operation)
 
 static double combined(uint16_t operation, double a, double b)
 {
-    if (operation == OP_reduce_sum)
+    if (operation == OP_reduce_sum || operation == OP_reduce_product)
         return a + b;
     if (a != a || b != b)
         return NAN;

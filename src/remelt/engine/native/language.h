@@ -15,13 +15,12 @@
 #endif
 
 enum {
-    BLOCK = 1024,            /* elements of a register; divides CHUNK, is a multiple of LANES */
+    BLOCK = 512,             /* elements of a register; divides CHUNK, is a multiple of LANES */
     CHUNK = 1 << 16,         /* elements of a tensor that one row of partial results covers */
     LANES = 16,              /* a sum's element number i is added to lane i % LANES */
     BINS = 1 << 16,          /* of a histogram */
     PIECE = 1 << 12,         /* words for which the checksum's numbers of places are drawn */
     ALIGNMENT = 64,          /* bytes; the widest vector */
-    PADDING = 128,           /* bytes between registers, so that equal places do not share 4 KiB offsets */
     MOST_INSTRUCTIONS = 1 << 20
 };
 
@@ -77,6 +76,7 @@ enum { OPAQUE = STORED_TYPES }; /* a type without NaN and infinities, for inspec
     ONE(lerp, 3)                                                                                                       \
     ONE(select, 3)                                                                                                     \
     ONE(reduce_sum, 1)                                                                                                 \
+    ONE(reduce_product, 2)                                                                                             \
     ONE(reduce_maximum, 1)                                                                                             \
     ONE(reduce_minimum, 1)                                                                                             \
     ONE(histogram_high, 1)                                                                                             \
@@ -88,7 +88,8 @@ enum operation { OPERATIONS(ENUMERATOR) OPERATION_COUNT };
 
 static inline int is_reduction(unsigned operation)
 {
-    return operation == OP_reduce_sum || operation == OP_reduce_maximum || operation == OP_reduce_minimum;
+    return operation == OP_reduce_sum || operation == OP_reduce_product || operation == OP_reduce_maximum ||
+           operation == OP_reduce_minimum;
 }
 
 enum flag { NUMBER_A = 1, NUMBER_B = 2, NUMBER_C = 4, WITH_CHECKSUM = 8 };

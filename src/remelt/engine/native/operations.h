@@ -420,6 +420,35 @@ DEFINE_REDUCTION(d, double, maximum, -INFINITY, d_read)
 DEFINE_REDUCTION(f, float, minimum, INFINITY, d_read_floats)
 DEFINE_REDUCTION(d, double, minimum, INFINITY, d_read)
 
+/* Sums of products of float32, which float64 holds exactly: fused or not, their bits are the same. */
+static void product_lanes(double *lanes, const float *a, const float *b, size_t count)
+{
+    Doubles found[LANES / DOUBLE_LANES];
+    for (int k = 0; k < LANES / DOUBLE_LANES; k++)
+        found[k] = d_read(lanes + k * DOUBLE_LANES);
+    for (size_t i = 0; i < count; i += LANES)
+        for (int k = 0; k < LANES / DOUBLE_LANES; k++) {
+            const size_t at = i + (size_t)k * DOUBLE_LANES;
+            found[k] = d_fma(d_read_floats(a + at), d_read_floats(b + at), found[k]);
+        }
+    for (int k = 0; k < LANES / DOUBLE_LANES; k++)
+        d_write(lanes + k * DOUBLE_LANES, found[k]);
+}
+
+static int reduce_product_f(const struct work *work, size_t count)
+{
+    const float *a = work->a, *b = work->b;
+    const size_t whole = count - count % LANES;
+    product_lanes(work->out, a, b, whole);
+    if (whole < count) {
+        float rest[2][LANES] = {{0}};
+        memcpy(rest[0], a + whole, (count - whole) * sizeof(float));
+        memcpy(rest[1], b + whole, (count - whole) * sizeof(float));
+        product_lanes(work->out, rest[0], rest[1], LANES);
+    }
+    return 0;
+}
+
 static inline uint32_t magnitude_at(const float *a, size_t place)
 {
     uint32_t bits;
@@ -444,10 +473,16 @@ static int histogram_low(const struct work *work, size_t count)
     const float number = *(const float *)work->b;
     const uint32_t high = number >= 0.0f && number < 65536.0f ? (uint32_t)number : BINS;
     const size_t step = work->fixed & NUMBER_A ? 0 : 1;
-    for (size_t i = 0; i < count; i++) {
-        uint32_t magnitude = magnitude_at(a, step * i);
-        if (magnitude >> 16 == high)
-            bins[magnitude & 0xffffu]++;
+    for (size_t begin = 0; begin < count; begin += LANES) {
+        const size_t end = begin + LANES < count ? begin + LANES : count;
+        uint32_t any = 0; /* nearly always none: a loop without choices finds out sooner */
+        for (size_t i = begin; i < end; i++)
+            any |= magnitude_at(a, step * i) >> 16 == high;
+        for (size_t i = begin; any && i < end; i++) {
+            uint32_t magnitude = magnitude_at(a, step * i);
+            if (magnitude >> 16 == high)
+                bins[magnitude & 0xffffu]++;
+        }
     }
     return 0;
 }
@@ -472,6 +507,7 @@ const struct capability JOINED(capability_, CAPABILITY) = {
             [OP_widen] = {NULL, widen_d},
             [OP_narrow] = {narrow_f, NULL},
             [OP_reduce_sum] = {reduce_add_f, reduce_add_d},
+            [OP_reduce_product] = {reduce_product_f, NULL},
             [OP_reduce_maximum] = {reduce_maximum_f, reduce_maximum_d},
             [OP_reduce_minimum] = {reduce_minimum_f, reduce_minimum_d},
             [OP_histogram_high] = {histogram_high, NULL},

@@ -128,6 +128,8 @@ static int check_reduction(const struct check *check)
         return -1;
     if (it->out >= program->accumulators)
         return refuse(check, "adds to accumulator %u, but there are %zu", it->out, program->accumulators);
+    if (it->operation == OP_reduce_product && (it->kind != SINGLE || it->flags & (NUMBER_A | NUMBER_B)))
+        return refuse(check, "adds up products of float32 registers only");
     if (check->accumulated[it->out])
         return refuse(check, "adds to accumulator %u, which has another instruction", it->out);
     check->accumulated[it->out] = 1;
@@ -162,6 +164,7 @@ static int check_instruction(const struct check *check)
     case OP_store:
         return check_store(check);
     case OP_reduce_sum:
+    case OP_reduce_product:
     case OP_reduce_maximum:
     case OP_reduce_minimum:
         return check_reduction(check);
