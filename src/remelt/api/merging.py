@@ -14,6 +14,7 @@ from remelt.api.options import MergeOptions, PathLike
 from remelt.api.outputs import output_path
 from remelt.api.prepare import Prepared, PreparedGroup, prepare
 from remelt.api.recipes import Source, load_recipe
+from remelt.api.resources import available_memory
 from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError, RunError
 from remelt.methods import METHODS
@@ -149,12 +150,18 @@ def _publish(files: Sequence[FileOutput]) -> None:
         raise KeyboardInterrupt(done) from error
 
 
+def fits_in_memory(group: PreparedGroup) -> bool:
+    """Whether all files of a group can stay in the system's cache, beside what the merge itself holds."""
+    files = sum(given.size for given in group.plan.inputs) + sum(output.size for output in group.plan.outputs)
+    return files + group.plan.peak_memory <= available_memory()
+
+
 def _run_group(
     group: PreparedGroup, options: MergeOptions, merged: Merged, files: list[FileOutput]
 ) -> Iterator[Progress]:
     """Run one group up to complete results; those that go to disk are added to ``files``."""
     from remelt.engine.commit import FileOutput
-    from remelt.engine.executor import uses_native
+    from remelt.engine.executor import maps_inputs, uses_native
     from remelt.engine.finite import FiniteReport
     from remelt.engine.run import Execution, run
     from remelt.engine.sink import MemorySink
@@ -171,6 +178,7 @@ def _run_group(
         files.append(file)
         sinks.append(file)
         merged.kept += file.kept
+    cached = fits_in_memory(group)
     execution = Execution(
         checkpoints={index: given.checkpoint for index, given in group.inputs.items()},
         labels={index: given.label for index, given in group.inputs.items()},
@@ -178,6 +186,8 @@ def _run_group(
         nonfinite=options.nonfinite,  # type: ignore[arg-type]
         device=options.device,
         native=uses_native(options.device),
+        mapped=maps_inputs(cached=cached),
+        cached=cached,
         sources=group.sources,
     )
     yield from run(group.plan, execution, report)

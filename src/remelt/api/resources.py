@@ -34,15 +34,35 @@ def _linux_memory() -> int | None:
                 amounts.append(int(line.split()[1]) * 1024)
     except (OSError, ValueError, IndexError):
         pass
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    amounts += [room for folder in _cgroups() if (room := _room(folder)) is not None]
+    return max(min(amounts), 0) if amounts else None
+
+
+def _cgroups() -> list[Path]:
+    """The folders of this process's control group and of those above it, for memory."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    folders = [_CGROUP, _CGROUP / "memory"]
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers in ("", "memory"):
+            top = _CGROUP / controllers
+            folders += [top / part for part in (Path(path.lstrip("/")), *Path(path.lstrip("/")).parents)]
+    return list(dict.fromkeys(folders))
+
+
+def _room(folder: Path) -> int | None:
+    """What a control group may still take; pages of files count as free, as they are let go when memory is short."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         try:
-            amounts.append(int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text()))
+            room = int((folder / limit).read_text()) - int((folder / used).read_text())
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
             continue
-    return max(min(amounts), 0) if amounts else None
+        return room + sum(int(counts.get(f"{kind}_file", 0)) for kind in ("inactive", "active"))
+    return None
 
 
 def _macos_memory() -> int | None:

@@ -14,7 +14,7 @@ from remelt.api.recipes import Source, embedded
 from remelt.core.checksum import checksum, combined
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.errors import OptionError
+from remelt.errors import OptionError, RunError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import locate_model, models_folders
 from remelt.methods import METHODS
@@ -175,6 +175,13 @@ class _Comparison:
         there = self.checkpoint.read(key, start, start + len(data))
         if there != data and (self.exact or not _near(there, data, info.dtype)):
             self.differing.add(key)
+
+    def place(self, key: str, start: int, stop: int) -> None:
+        """Nowhere: what is made is compared, and kept by nobody."""
+
+    def refused(self, key: str, error: OSError) -> RunError:
+        """What is put nowhere fails nowhere, but by the fault of the machine."""
+        return RunError(f"{key} cannot be compared: {error.strerror}")
 
     def finished(self, key: str, start: int, stop: int, checksum: int, *, keep: bool) -> None:
         """Nothing to note."""

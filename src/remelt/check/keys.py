@@ -141,7 +141,8 @@ class _KeyCheck:
         if infos is None:
             infos = self.infos[described] = self._infos(key)
         never = key in self.layout.copied
-        kind, identity = _COPIED if never or not infos.floats else _PLAIN, (described, never)
+        kind = _COPIED if never or not infos.floats else _PLAIN
+        identity: tuple[object, ...] = (described, never)
         if self.specialiser.asks_facts:
             facts = self.layout.facts(key)
             kind = Kind(facts, () if kind.copied else tuple(self._numbers(facts)), kind.copied)
@@ -177,7 +178,7 @@ class _KeyCheck:
         )
 
     def _program(self, found: Mapping[int, TensorInfo], kind: Kind) -> tuple[Program | None, list[Stranded]]:
-        facts, numbers, copied = kind
+        facts, copied = kind.facts, kind.copied
         first = next(iter(found.values())).shape
         integral = () if copied else tuple((i, str(info.dtype)) for i, info in found.items() if not info.dtype.is_float)
         alike = all(info.shape == first for info in found.values()) and not self.specialiser.shapes_change

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 _RARE = 100_000, 50, 50
 """Objects that are made between two collections of the youngest, and how many of those between two of the older."""
 

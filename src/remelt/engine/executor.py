@@ -10,6 +10,7 @@ from remelt.engine import native
 from remelt.errors import OptionError
 
 CHOICE = "REMELT_EXECUTOR"
+READING = "REMELT_READ"
 
 
 def uses_native(device: str) -> bool:
@@ -23,6 +24,18 @@ def uses_native(device: str) -> bool:
     if choice == "native" and not native.available():
         raise OptionError(f"{CHOICE} asks for the native executor, which is {native.capability()}")
     return choice != "torch" and native.available() and device.partition(":")[0] == "cpu"
+
+
+def maps_inputs(*, cached: bool) -> bool:
+    """Whether inputs are looked at where they are mapped: where all files fit in memory, unless ``REMELT_READ`` says.
+
+    Mapped pages cannot be let go while they are mapped, so files that exceed the memory are read instead. Raises
+    `OptionError` where ``REMELT_READ`` is neither ``map`` nor ``read``.
+    """
+    choice = os.environ.get(READING, "")
+    if choice not in ("", "map", "read"):
+        raise OptionError(f"{READING} is map or read, but it is {choice!r}")
+    return choice == "map" or (choice == "" and cached)
 
 
 def describe_executor(device: str, compute: str) -> str:

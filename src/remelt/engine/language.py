@@ -79,8 +79,8 @@ class Target:
 class Partial:
     """A sum over all elements, of a reduction of a register, by name; or a histogram of their magnitudes' bits.
 
-    ``bins`` is ``upper`` for the upper halves of float32's bits, and ``lower`` for the lower halves of those whose upper
-    half is ``within``.
+    ``bins`` is ``upper`` for the upper halves of float32's bits, and ``lower`` for the lower halves of those that have
+    the upper half ``within``.
     """
 
     value: int

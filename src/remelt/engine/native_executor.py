@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,7 +67,7 @@ class NativeExecutor:
         sums, histograms = self._results(1)
         inputs = [bytes_of(source) for source in sample.sources]
         memories = [bytes_of(one) for one in outputs]
-        native.run(self.program, np.array(numbers), inputs, memories, PADDING, sums=sums, histogram=histograms)
+        native.run(self.program, numbers, inputs, memories, PADDING, sums=sums, histogram=histograms)
         found: dict[int, dict[str, Any]] = {}
         self._add(found, sums, histograms)
         return outputs, [
@@ -121,6 +122,8 @@ class NativeExecutor:
 
     def step(self, run: TaskRun) -> int:
         """Elements that one call takes: as many as pass between two looks whether to stop, where nothing is copied."""
+        if math.prod(run.task.shape) <= _COPIED:
+            return _COPIED
         copied = any(not source.held and not run.is_streamed(source.register) for source in self.kernel.sources)
         placed = all(target.output is None or run.is_placed(target.output) for target in self.kernel.targets)
         if copied or not placed:
@@ -138,9 +141,8 @@ class NativeExecutor:
         sums: np.ndarray | None,
         histogram: np.ndarray | None,
     ) -> native.Report:
-        values = np.array(numbers)
         try:
-            return native.run(self.program, values, inputs, outputs, size, start=begin, sums=sums, histogram=histogram)
+            return native.run(self.program, numbers, inputs, outputs, size, start=begin, sums=sums, histogram=histogram)
         except EOFError:
             raise cut_short(f"an input's {run.task.key}") from None
         except OSError as error:
@@ -196,16 +198,16 @@ class _Encoder:
         self.free: list[int] = []
         self.registers = 0
         self.products = {
-            place: pair for place, partial in enumerate(kernel.partials) if (pair := self._product(partial)) is not None
+            place: pair for place, one in enumerate(kernel.partials) if (pair := self._product(one)) is not None
         }
         """The sums of products of two float32, whose registers are taken as they are."""
         self.uses = self._uses()
         """How often each operation's result is still needed."""
 
-    def _product(self, partial: Partial) -> tuple[int, int] | None:
+    def _product(self, summed: Partial) -> tuple[int, int] | None:
         """The two float32 whose product a sum adds up: float64 holds it exactly, so it need not be computed apart."""
-        product = self.kernel.operations[partial.value]
-        if partial.bins or product.name != "mul" or product.kind != "double":
+        product = self.kernel.operations[summed.value]
+        if summed.bins or product.name != "mul" or product.kind != "double":
             return None
         found = []
         for operand in product.operands:
@@ -221,8 +223,8 @@ class _Encoder:
         kernel = self.kernel
         uses = [0] * len(kernel.operations)
         wanted: list[Operand] = [target.value for target in kernel.targets]
-        for place, partial in enumerate(kernel.partials):
-            wanted += self.products.get(place, (partial.value,))
+        for place, one in enumerate(kernel.partials):
+            wanted += self.products.get(place, (one.value,))
         for operand in wanted:
             if isinstance(operand, int):
                 uses[operand] += 1
@@ -315,7 +317,7 @@ class _Encoder:
 
     def _sum(self, index: int, column: int) -> None:
         one = self.kernel.partials[index]
-        operands = self.products.get(index, (one.value,))
+        operands: tuple[int, ...] = self.products.get(index, (one.value,))
         first, second, flags, kind = self.placed[operands[0]], 0, 0, _KINDS["single"]
         if one.bins:
             name = f"histogram_{_HALVES[one.bins]}"

@@ -15,13 +15,14 @@ from remelt.check.program import Load, Output, Program, compact
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import FiniteReport, NonFinite, is_finite
+from remelt.engine.pages import Pages
 from remelt.engine.scratch import keep_freed_memory
 from remelt.engine.sink import Sink
 from remelt.engine.sweeps import Kernels
 from remelt.engine.tally import Tallies
 from remelt.engine.tensors import TORCH, tensor_over
 from remelt.engine.tiles import Stopped, TaskRun, byte_range
-from remelt.engine.units import Queue, SharedTask, Unit, elements, units_of
+from remelt.engine.units import Queue, SharedTask, Unit, elements, in_batches, units_of
 from remelt.engine.workplace import Workplace
 from remelt.errors import NonFiniteError
 from remelt.formats.checkpoint import Checkpoint
@@ -54,6 +55,8 @@ class Execution:
     """Whether kernels are run by the native extension where it can."""
     mapped: bool = True
     """Whether inputs are looked at where they are mapped, rather than read."""
+    cached: bool = True
+    """Whether all files fit in memory; otherwise their pages are let go once nothing needs them."""
     sources: Sequence[Sequence[int]] = ()
     """For each result, the models that may stand in where a tensor counts as missing, in order."""
 
@@ -71,12 +74,12 @@ class _Run:
     def __init__(self, plan: Plan, execution: Execution, report: FiniteReport) -> None:
         self.plan, self.execution, self.report = plan, execution, report
         self.kept = 0
-        self.units = Queue(list(self.remaining()))
+        self.units = Queue(in_batches(self.remaining()), plan.memory_budget)
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()
         self.ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self.tallies = Tallies()
-        self.gate = _Gate(plan.memory_budget)
+        self.pages = Pages(execution.checkpoints, execution.sinks, drops=not execution.cached)
         self.place = Workplace(
             checkpoints=execution.checkpoints,
             labels=execution.labels,
@@ -113,7 +116,6 @@ class _Run:
         finally:
             self.stop.set()
             self.units.close()
-            self.gate.open()
             for thread in threads:
                 if thread.is_alive():
                     thread.join()
@@ -141,13 +143,17 @@ class _Run:
     def work(self) -> None:
         try:
             tally = self.tallies.mine()
-            begun = perf_counter()
-            while not self.stop.is_set() and (unit := self.units.take()) is not None:
-                with self.gate.holding(unit.planned.cost.memory):
-                    tally.waiting += perf_counter() - begun
-                    following = self.one(unit)
+            unit: Unit | None = None
+            following: Sequence[Unit] = ()
+            while not self.stop.is_set():
                 begun = perf_counter()
-                self.units.done(following)
+                unit = self.units.take(unit, following)
+                tally.waiting += perf_counter() - begun
+                if unit is None:
+                    break
+                following = self.one(unit)
+                if unit.shared is None or unit.shared.is_complete:
+                    self.pages.let_go(unit)
         except Stopped:
             pass
         except BaseException as error:
@@ -158,11 +164,12 @@ class _Run:
         """Do a unit; the units that follow from it."""
         if unit.shared is not None:
             return self.share(unit, unit.shared)
-        if self.execution.nonfinite == "missing":
-            for planned in self.replaced(unit.planned):
-                TaskRun(planned, self.place).run(keep=planned is unit.planned)
-        else:
-            TaskRun(unit.planned, self.place).run(unit.start, unit.stop)
+        for planned in (unit.planned, *unit.more):
+            if self.execution.nonfinite == "missing":
+                for one in self.replaced(planned):
+                    TaskRun(one, self.place).run(keep=one is planned)
+            else:
+                TaskRun(planned, self.place).run(unit.start, unit.stop)
         return ()
 
     def share(self, unit: Unit, shared: SharedTask) -> Sequence[Unit]:
@@ -233,40 +240,3 @@ class _Run:
                 self.report.add_input(self.execution.labels[index], key)
                 return False
         return True
-
-
-class _Gate:
-    """Admits work while the memory that it declares fits the budget; one unit always may go."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.held = 0
-        self.opened = False
-        self.condition = threading.Condition()
-
-    def open(self) -> None:
-        """Let everyone through: the merge is over."""
-        with self.condition:
-            self.opened = True
-            self.condition.notify_all()
-
-    def holding(self, amount: int) -> _Hold:
-        """Hold an amount while a block runs."""
-        return _Hold(self, amount)
-
-
-@dataclass
-class _Hold:
-    gate: _Gate
-    amount: int
-
-    def __enter__(self) -> None:
-        with self.gate.condition:
-            while self.gate.held and self.gate.held + self.amount > self.gate.budget and not self.gate.opened:
-                self.gate.condition.wait()
-            self.gate.held += self.amount
-
-    def __exit__(self, *_: object) -> None:
-        with self.gate.condition:
-            self.gate.held -= self.amount
-            self.gate.condition.notify_all()

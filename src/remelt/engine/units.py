@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from remelt.engine.known import Known, Partials
 from remelt.planning.cost import FOLD, SLICE
 from remelt.planning.passes import Sweep
 from remelt.planning.plan import PlannedTask
+
+_SMALL = 2**18
+"""Elements up to which tasks are taken together."""
+_TOGETHER = 32
+"""The most tasks that are taken together."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,13 @@ class Unit:
     start: int = 0
     stop: int | None = None
     shared: SharedTask | None = None
+    more: tuple[PlannedTask, ...] = ()
+    """Small tasks that are done after the first."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds at its peak."""
+        return max([self.planned.cost.memory, *(planned.cost.memory for planned in self.more)])
 
 
 class SharedTask:
@@ -92,32 +104,64 @@ def units_of(tasks: Sequence[PlannedTask], *, whole: bool) -> Iterator[Unit]:
             yield from SharedTask(planned).units()
 
 
-class Queue:
-    """Units that threads take from the front, and put there."""
+def in_batches(units: Iterable[Unit]) -> Iterator[Unit]:
+    """The same units, small tasks that follow each other together: threads ask for work, and wait, once for all."""
+    batch: list[PlannedTask] = []
+    size = 0
+    for unit in units:
+        numel = elements(unit.planned)
+        if unit.shared is not None or unit.stop is not None or numel > _SMALL:
+            if batch:
+                yield Unit(batch[0], more=tuple(batch[1:]))
+                batch, size = [], 0
+            yield unit
+            continue
+        batch.append(unit.planned)
+        size += numel
+        if len(batch) == _TOGETHER or size > _SMALL:
+            yield Unit(batch[0], more=tuple(batch[1:]))
+            batch, size = [], 0
+    if batch:
+        yield Unit(batch[0], more=tuple(batch[1:]))
 
-    def __init__(self, units: Sequence[Unit]) -> None:
+
+class Queue:
+    """Units that threads take from the front, and put there, while what they hold fits the memory budget."""
+
+    def __init__(self, units: Iterable[Unit], budget: int) -> None:
         self._units = deque(units)
+        self._budget = budget
+        self._held = 0
         self._taken = 0
+        self._waiting = 0
         self._closed = False
         self._condition = threading.Condition()
 
-    def take(self) -> Unit | None:
-        """The next unit; None when there is none, and none can follow from those that are under way."""
-        with self._condition:
-            while not self._units and self._taken and not self._closed:
-                self._condition.wait()
-            if self._closed or not self._units:
-                return None
-            self._taken += 1
-            return self._units.popleft()
+    def take(self, done: Unit | None = None, following: Sequence[Unit] = ()) -> Unit | None:
+        """The next unit, which one at least may always take; None when no more will come.
 
-    def done(self, following: Sequence[Unit]) -> None:
-        """A unit is done; others follow from it, which go to the front: what they read was read just now."""
+        ``done`` is the unit that the thread took before, and ``following`` those that follow from it: they go to the
+        front, as what they read was read just now.
+        """
         with self._condition:
-            self._taken -= 1
-            self._units.extendleft(reversed(following))
-            if following or not self._taken:
-                self._condition.notify_all()
+            if done is not None:
+                self._taken -= 1
+                self._held -= done.memory
+                self._units.extendleft(reversed(following))
+                if self._waiting:
+                    self._condition.notify_all()
+            while not self._closed:
+                if self._units and (not self._taken or self._held + self._units[0].memory <= self._budget):
+                    unit = self._units.popleft()
+                    self._taken += 1
+                    self._held += unit.memory
+                    return unit
+                if not self._units and not self._taken:
+                    break
+                self._waiting += 1
+                self._condition.wait()
+                self._waiting -= 1
+            return None
 
     def close(self) -> None:
         """Give out no more units."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 from remelt.formats.archive import Member, read_members
 from remelt.formats.checkpoint import Checkpoint
+from remelt.formats.mapped import MappedFile
 from remelt.formats.pickle_globals import Opaque, PickledTensor
 from remelt.formats.pickle_machine import unpickle
 from remelt.formats.tensor_names import LONGEST_NAME, is_text, shown
@@ -39,17 +38,16 @@ class PickleCheckpoint(Checkpoint):
         self.format = "pickle"
         self.metadata: Mapping[str, str] = {}
         try:
-            with contextlib.ExitStack() as opened:
-                self._file = file = opened.enter_context(open(path, "rb"))
+            with open(path, "rb") as file:
                 members = read_members(file, path)
                 prefix = _prefix(members, path.name)
                 found = _state_dict(_unpickled(file, members, prefix, path.name), path.name)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                opened.pop_all()
+                placed = {
+                    key: (tensor, _place(tensor, members, prefix, key, path.name)) for key, tensor in found.items()
+                }
+                self._mapped = MappedFile(file, path)
         except OSError as error:
             raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
-        self._view = memoryview(self._map)
-        placed = {key: (tensor, _place(tensor, members, prefix, key, path.name)) for key, tensor in found.items()}
         order = sorted(placed, key=lambda key: placed[key][1])
         self._tensors = {key: placed[key][0] for key in order}
         self._offsets = {key: placed[key][1] for key in order}
@@ -62,10 +60,10 @@ class PickleCheckpoint(Checkpoint):
         info, tensor, offset = self.tensors[key], self._tensors[key], self._offsets[key]
         end = info.nbytes if stop is None else stop
         if _is_contiguous(tensor):
-            return self._view[offset + start : offset + end]
+            return self._mapped.view[offset + start : offset + end]
         width = info.dtype.itemsize
         span = _span(tensor) * width
-        elements = np.frombuffer(self._view[offset : offset + span], dtype=f"V{width}")
+        elements = np.frombuffer(self._mapped.view[offset : offset + span], dtype=f"V{width}")
         strides = [stride * width for stride in tensor.strides]
         view = np.lib.stride_tricks.as_strided(elements, tensor.shape, strides, writeable=False)
         gathered = view.flat[start // width : end // width]
@@ -77,7 +75,7 @@ class PickleCheckpoint(Checkpoint):
 
     def part(self, key: str, start: int, stop: int) -> tuple[int, int, int] | None:
         """The tensor's bytes in the archive, where it is contiguous."""
-        return (self._file.fileno(), self._offsets[key] + start, stop - start) if self.is_view(key) else None
+        return (self._mapped.descriptor(), self._offsets[key] + start, stop - start) if self.is_view(key) else None
 
     def position(self, key: str) -> tuple[int, int]:
         """The tensor's offset in the file."""
@@ -89,12 +87,7 @@ class PickleCheckpoint(Checkpoint):
 
     def close(self) -> None:
         """Unmap the file, unless views of it are still held: then it goes with the last of them."""
-        self._file.close()
-        try:
-            self._view.release()
-            self._map.close()
-        except BufferError:
-            pass
+        self._mapped.close()
 
 
 def _prefix(members: Mapping[str, Member], name: str) -> str:

@@ -21,8 +21,8 @@ DTYPES = {dtype.name: dtype for dtype in DType}
 
 _NUMBER = "0|[1-9][0-9]{0,18}+"
 _ENTRY = re.compile(
-    r'"([^"\\\x00-\x1f]*+)":\{"dtype":"(\w++)","shape":\[([0-9,]*+)\],"data_offsets":\[(%s),(%s)\]\}(?:,|\Z)'
-    % (_NUMBER, _NUMBER)
+    r'"([^"\\\x00-\x1f]*+)":\{"dtype":"(\w++)","shape":\[([0-9,]*+)\],'
+    rf'"data_offsets":\[({_NUMBER}),({_NUMBER})\]\}}(?:,|\Z)'
 )
 _AROUND = len('"":{"dtype":"","shape":[],"data_offsets":[,]},')
 """Characters of an entry beside what the pattern takes out of it."""

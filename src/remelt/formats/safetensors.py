@@ -6,9 +6,7 @@ what every other tool opens.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 from remelt.formats.checkpoint import Checkpoint
+from remelt.formats.mapped import MappedFile
 from remelt.formats.plain_header import DTYPES, LARGEST, MOST_AXES, Entries, read_plain
 from remelt.formats.tensor_names import is_text, shown
 
@@ -45,16 +44,13 @@ class SafetensorsCheckpoint(Checkpoint):
         self.path = path
         self.format = "safetensors"
         try:
-            with contextlib.ExitStack() as opened:
-                self._file = file = opened.enter_context(open(path, "rb"))
+            with open(path, "rb") as file:
                 size = file.seek(0, 2)
                 file.seek(0)
                 header = read_header(file, size, path.name)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                opened.pop_all()
+                self._mapped = MappedFile(file, path)
         except OSError as error:
             raise FormatError(f"{path.name} cannot be read: {error.strerror}") from error
-        self._view = memoryview(self._map)
         self.tensors: Mapping[str, TensorInfo] = header.tensors
         self.metadata: Mapping[str, str] = header.metadata
         self._header, self._offsets = header, header.offsets
@@ -63,7 +59,7 @@ class SafetensorsCheckpoint(Checkpoint):
         """Bytes of a tensor, as a view into the mapped file."""
         begin = self._offsets[key]
         end = self.tensors[key].nbytes if stop is None else stop
-        return self._view[begin + start : begin + end]
+        return self._mapped.view[begin + start : begin + end]
 
     def is_view(self, key: str) -> bool:
         """Always: the file is mapped."""
@@ -71,7 +67,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def part(self, key: str, start: int, stop: int) -> tuple[int, int, int] | None:
         """The tensor's bytes in the file."""
-        return self._file.fileno(), self._offsets[key] + start, stop - start
+        return self._mapped.descriptor(), self._offsets[key] + start, stop - start
 
     def position(self, key: str) -> tuple[int, int]:
         """The tensor's offset in the file."""
@@ -83,12 +79,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def close(self) -> None:
         """Unmap the file, unless views of it are still held: then it goes with the last of them."""
-        self._file.close()
-        try:
-            self._view.release()
-            self._map.close()
-        except BufferError:
-            pass
+        self._mapped.close()
 
 
 def read_header(file: Any, size: int, name: str) -> Header:

@@ -20,7 +20,7 @@ def upper_histogram(values: Tensor) -> Tensor:
     2
     """
     if has_torch_function_unary(values):
-        return handle_torch_function(upper_histogram, (values,), values)  # type: ignore[no-any-return]
+        return handle_torch_function(upper_histogram, (values,), values)
     return torch.bincount(_magnitudes(values) >> 16, minlength=_BINS).double()
 
 
@@ -31,7 +31,7 @@ def lower_histogram(values: Tensor, upper: float) -> Tensor:
     2
     """
     if has_torch_function_unary(values):
-        return handle_torch_function(lower_histogram, (values,), values, upper)  # type: ignore[no-any-return]
+        return handle_torch_function(lower_histogram, (values,), values, upper)
     bits = _magnitudes(values)
     return torch.bincount(bits[bits >> 16 == int(upper)] & 0xFFFF, minlength=_BINS).double()
 

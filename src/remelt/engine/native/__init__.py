@@ -1,8 +1,9 @@
 """The native executor: runs programs of elementwise primitives at the speed of memory, where it could be built.
 
 Read ``language.h`` first: operations, instructions, calls. ``program.c`` checks programs, ``interpreter.c`` runs them
-block by block, ``operations.h`` holds the operations, written once over the vectors of ``lanes_plain.h``,
-``lanes_avx2.h`` and ``lanes_avx512.h``; ``module.c`` is what Python sees, ``_native.pyi`` what it offers.
+block by block, ``stages.c`` moves bytes between files and blocks; ``operations.h`` holds the operations, written once
+over the vectors of ``lanes_plain.h``, ``lanes_avx2.h`` and ``lanes_avx512.h``. ``_native.pyi`` says what Python sees:
+``module.c``, with ``memory.c`` for what callers bring, ``objects.c`` for programs and reports, ``calls.c`` for calls.
 Where `available` says no, its names are absent.
 """
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING or os.environ.get("REMELT_NATIVE") != "0":
         )
         from remelt.engine.native._native import (
             CHUNK as CHUNK,
+        )
+        from remelt.engine.native._native import (
+            FILES as FILES,
         )
         from remelt.engine.native._native import (
             OPERATIONS as OPERATIONS,
