@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from remelt.api.fingerprint import fingerprint
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from remelt.engine.commit import FileOutput
     from remelt.engine.run import Progress
+    from remelt.engine.tally import Tally
 
 Watch = Callable[["Progress"], None]
 
@@ -40,6 +42,10 @@ class Merged:
     nonfinite: list[str] = field(default_factory=list)
     kept: int = 0
     """Bytes of results that an earlier, interrupted run had finished."""
+    tallies: list[Tally] = field(default_factory=list)
+    """What the threads did, for each plan."""
+    seconds: float = 0.0
+    """Of running the plans: neither planning nor publishing is in them."""
 
 
 def merge(
@@ -126,7 +132,11 @@ def run_prepared(prepared: Prepared, options: MergeOptions) -> Iterator[Progress
     files: list[FileOutput] = []
     try:
         for group in prepared.groups:
+            begun = perf_counter()
             yield from _run_group(group, options, merged, files)
+            merged.seconds += perf_counter() - begun
+        for file in files:
+            file.complete()
         _publish(files)
     except BaseException:
         for file in files:
@@ -168,7 +178,6 @@ def _run_group(
 
     report = FiniteReport()
     sinks: list[Any] = []
-    begun = len(files)
     for output, companions in zip(group.plan.outputs, group.companions, strict=True):
         if output.path is None or output.layout is None:
             sinks.append(MemorySink(output.tensors))
@@ -191,8 +200,7 @@ def _run_group(
         sources=group.sources,
     )
     yield from run(group.plan, execution, report)
-    for file in files[begun:]:
-        file.complete()
+    merged.tallies.append(execution.tallies.total())
     merged.plans.append(group.plan)
     merged.nonfinite += report.describe()
     for position, output, sink in zip(group.positions, group.plan.outputs, sinks, strict=True):

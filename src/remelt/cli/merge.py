@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,13 +13,20 @@ from remelt.cli.output import echo_json, plan_record, progress
 from remelt.cli.sources import name_outputs, read_sources
 from remelt.core.units import format_bytes, format_seconds
 
+if TYPE_CHECKING:
+    from remelt.api.merging import Merged
+    from remelt.api.profiling import Profile
+
 
 @click.command("merge")
 @shared.merging
 @shared.models
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary.")
+@click.option("--profile", is_flag=True, help="Tell where the time went, and what the machine could do.")
 @shared.common
-def command(sources: tuple[str, ...], output: str | None, quiet: bool, as_json: bool, **given: Any) -> None:
+def command(
+    sources: tuple[str, ...], output: str | None, quiet: bool, profile: bool, as_json: bool, **given: Any
+) -> None:
     """Merge a recipe, several recipes, or models by one method.
 
     \b
@@ -36,6 +43,7 @@ def command(sources: tuple[str, ...], output: str | None, quiet: bool, as_json: 
     begun = time.monotonic()
     merged = Merged()
     with prepare_merges(read, name_outputs(read, output, options), options) as prepared:
+        planned = time.monotonic() - begun
         if not as_json:
             for group in prepared.groups:
                 for warning in group.plan.warnings:
@@ -48,7 +56,24 @@ def command(sources: tuple[str, ...], output: str | None, quiet: bool, as_json: 
                     watch(event)
     seconds = time.monotonic() - begun
     hashes = {position: _hash(path) for position, path in merged.paths.items()} if given["hashes"] else {}
-    _tell(merged, hashes, seconds, as_json, quiet)
+    found = _profile(merged, planned, seconds) if profile else None
+    _tell(merged, hashes, seconds, found, as_json, quiet)
+
+
+def _profile(merged: Merged, planned: float, seconds: float) -> Profile:
+    from remelt.api.profiling import Profile, copy_bandwidth, memory_bandwidth
+    from remelt.engine.tally import together
+
+    threads = max((plan.threads for plan in merged.plans), default=1)
+    return Profile(
+        planning=planned,
+        merging=merged.seconds,
+        publishing=seconds - planned - merged.seconds,
+        threads=threads,
+        tally=together(merged.tallies),
+        memory=memory_bandwidth(threads),
+        copy=next((copy_bandwidth(path.parent) for path in merged.paths.values()), None),
+    )
 
 
 def _hash(path: Path) -> str:
@@ -59,13 +84,17 @@ def _hash(path: Path) -> str:
         return content_hash(checkpoint, cached=False)
 
 
-def _tell(merged: Any, hashes: dict[int, str], seconds: float, as_json: bool, quiet: bool) -> None:
+def _tell(
+    merged: Merged, hashes: dict[int, str], seconds: float, profile: Profile | None, as_json: bool, quiet: bool
+) -> None:
     if as_json:
         paths = [str(merged.paths[position]) for position in sorted(merged.paths)]
         plans = [plan_record(plan) for plan in merged.plans]
         told = {"outputs": paths, "seconds": seconds, "kept_bytes": merged.kept, "nonfinite": merged.nonfinite}
         if hashes:
             told["sha256"] = [hashes[position] for position in sorted(hashes)]
+        if profile is not None:
+            told["profile"] = profile.record()
         echo_json({**told, "plans": plans})
         return
     for line in merged.nonfinite:
@@ -80,6 +109,8 @@ def _tell(merged: Any, hashes: dict[int, str], seconds: float, as_json: bool, qu
         if position in hashes:
             click.echo(f"sha256 {hashes[position]}")
     click.echo(f"{format_bytes(written)} in {format_seconds(seconds)}")
+    for line in profile.lines() if profile is not None else ():
+        click.echo(line)
 
 
 def _shown(path: Path) -> str:

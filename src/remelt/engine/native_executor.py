@@ -6,7 +6,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,14 +93,11 @@ class NativeExecutor:
         ]
         outputs = [self._place(run, position, begin, end) for position in range(len(kernel.targets))]
         sums, histograms = self._results(-(-size // CHUNK))
-        begun = perf_counter()
         report = self._run(run, numbers, inputs, outputs, size, begin, sums, histograms)
         tally = run.place.tallies.mine()
         tally.reading += report.reading * 1e-9
         tally.writing += report.writing * 1e-9
-        tally.computing += perf_counter() - begun - (report.reading + report.writing) * 1e-9
         tally.read += size * self.width
-        tally.tiles += 1
         for place in report.loads:
             load = run.program.instructions[kernel.sources[self.loads[place]].register]
             if isinstance(load, Load):

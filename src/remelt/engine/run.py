@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import torch
@@ -57,6 +57,7 @@ class Execution:
     """Whether inputs are looked at where they are mapped, rather than read."""
     cached: bool = True
     """Whether all files fit in memory; otherwise their pages are let go once nothing needs them."""
+    tallies: Tallies = field(default_factory=Tallies)
     sources: Sequence[Sequence[int]] = ()
     """For each result, the models that may stand in where a tensor counts as missing, in order."""
 
@@ -78,7 +79,7 @@ class _Run:
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()
         self.ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self.tallies = Tallies()
+        self.tallies = execution.tallies
         self.pages = Pages(execution.checkpoints, execution.sinks, drops=not execution.cached)
         self.place = Workplace(
             checkpoints=execution.checkpoints,

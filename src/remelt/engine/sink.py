@@ -18,7 +18,8 @@ from remelt.engine.tensors import TORCH
 from remelt.errors import OutputError, RunError
 from remelt.formats.layout import FileLayout
 
-_WRITE = 2**20
+_WRITE = 2**18
+"""Bytes that are written at once, at multiples of it: where the system's cache takes them quickest."""
 _READ = 2**18
 _CLOSED = -1
 
@@ -150,7 +151,7 @@ class FileSink:
 
     def _put(self, offset: int, data: memoryview) -> None:
         while len(data):
-            written = self._write_at(data[:_WRITE], offset)
+            written = self._write_at(data[: _WRITE - offset % _WRITE], offset)
             data, offset = data[written:], offset + written
 
     def _write_at(self, data: memoryview, offset: int) -> int:

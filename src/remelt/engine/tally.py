@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 
@@ -43,4 +44,9 @@ class Tallies:
 
     def total(self) -> Tally:
         """All threads' together."""
-        return Tally(**{field.name: sum(getattr(tally, field.name) for tally in self._all) for field in fields(Tally)})
+        return together(self._all)
+
+
+def together(tallies: Sequence[Tally]) -> Tally:
+    """The sums of several tallies."""
+    return Tally(**{field.name: sum(getattr(tally, field.name) for tally in tallies) for field in fields(Tally)})

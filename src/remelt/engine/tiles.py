@@ -14,6 +14,7 @@ from remelt.core.checksum import checksum
 from remelt.core.dtype import DType
 from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo
+from remelt.engine.copying import copy_bytes
 from remelt.engine.finite import is_finite, overflows
 from remelt.engine.known import Known, Partials
 from remelt.engine.language import Kernel
@@ -93,9 +94,14 @@ class TaskRun(Reader):
 
     def stretch(self, sweep: Sweep, begin: int, end: int, size: int) -> Partials:
         """Some elements of a pass, whose shape has ``size`` of them; what they add to sums."""
-        executor = self.place.kernels.of(self, sweep)
-        if executor is None or not run_traced(executor, self, begin, end):
-            self.step(sweep, begin, end, size)
+        tally = self.place.tallies.mine()
+        others = tally.reading + tally.writing
+        started = perf_counter()
+        if not copy_bytes(self, sweep, begin, end):
+            executor = self.place.kernels.of(self, sweep)
+            if executor is None or not run_traced(executor, self, begin, end):
+                self.step(sweep, begin, end, size)
+        tally.computing += perf_counter() - started - (tally.reading + tally.writing - others)
         found, self.partials = self.partials, {}
         return found
 
@@ -119,6 +125,7 @@ class TaskRun(Reader):
         """Between two tiles: raise `Stopped` where the merge was told to stop."""
         if self.place.stopped():
             raise Stopped
+        self.place.tallies.mine().tiles += 1
 
     def numbers_of(self, kernel: Kernel) -> list[float] | None:
         """The numbers of this task's kernel; None where they have no value."""

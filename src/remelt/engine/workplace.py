@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import torch
 
@@ -55,6 +56,7 @@ class Reader:
 
     def raw(self, load: Load, begin: int, end: int) -> torch.Tensor:
         """A tile of an input as it is stored."""
+        self.place.tallies.mine().read += (end - begin) * self.stored_type(load).itemsize
         if load not in self.views:
             self.views[load] = self.view(load)
         whole = self.views[load]
@@ -70,7 +72,10 @@ class Reader:
         part = None if self.place.mapped else checkpoint.part(key, begin, end)
         if part is None:
             return checkpoint.read(key, begin, end)
-        return read_part(part, f"{key} of {self.place.labels[index]}")
+        begun = perf_counter()
+        data = read_part(part, f"{key} of {self.place.labels[index]}")
+        self.place.tallies.mine().reading += perf_counter() - begun
+        return data
 
     def view(self, load: Load) -> torch.Tensor | None:
         """The whole of an input where it lies, if it can be looked at there."""
