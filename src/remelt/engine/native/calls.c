@@ -1,5 +1,5 @@
 /* Calls from Python: every length is checked before anything runs. */
-#include "python.h"
+#include "interface.h"
 
 #include <errno.h>
 #include <stdlib.h>

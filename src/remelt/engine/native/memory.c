@@ -1,5 +1,5 @@
 /* The memory and the files that callers bring, with their lengths. */
-#include "python.h"
+#include "interface.h"
 
 #include <limits.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* The module: its functions, and the tables of names. */
-#include "python.h"
+#include "interface.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* The objects that Python sees: checked programs, and what their calls found. */
-#include "python.h"
+#include "interface.h"
 
 #include <stdlib.h>
 #include <string.h>

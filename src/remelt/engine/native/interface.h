@@ -1,6 +1,6 @@
 /* What the parts that Python sees say to each other. Include it first. */
-#ifndef REMELT_PYTHON_H
-#define REMELT_PYTHON_H
+#ifndef REMELT_INTERFACE_H
+#define REMELT_INTERFACE_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
