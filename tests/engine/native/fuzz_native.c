@@ -3,6 +3,7 @@
  * Each buffer is allocated to the byte, at an odd offset, so that one byte read or written beside it is noticed. All
  * capabilities of the machine must store the same: NaN apart, of which it is not said which.
  */
+#define _POSIX_C_SOURCE 200809L
 #include "language.h"
 
 #include <math.h>
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { MOST = 6, MOST_LINES = 24 };
 
@@ -119,13 +121,45 @@ static void compare(const uint8_t *a, const uint8_t *b, size_t count, size_t siz
     }
 }
 
-/* What the last store to an output leaves there; each output has one here. */
-static size_t stored_size(const struct program *program, size_t output)
+enum { FAR = 1 << 19 };
+
+/* Some bytes in the file, at a place that is as odd as can be. */
+static struct part filed(int file, const uint8_t *bytes, size_t size, uint64_t *end)
 {
-    for (size_t i = 0; i < program->length; i++)
-        if (program->instructions[i].operation == OP_store && program->instructions[i].out == output)
-            return stored_sizes[program->instructions[i].extra];
-    abort();
+    struct part part = {file, *end + below(FAR)};
+    if (bytes && pwrite(file, bytes, size, (off_t)part.offset) != (ssize_t)size)
+        abort();
+    *end = part.offset + size;
+    return part;
+}
+
+/* Half of the inputs and outputs lie in a file: the program must not tell the difference. */
+static void run_with_files(const struct program *program, struct call call, const struct capability *capability,
+                           uint8_t **outputs)
+{
+    struct part parts[MOST + MOST_LINES];
+    uint64_t end = 0;
+    FILE *file = tmpfile();
+    if (!file)
+        abort();
+    for (size_t i = 0; i < MOST + program->outputs; i++) {
+        size_t size = call.count * (i < MOST ? program->input_sizes[i] : program->output_sizes[i - MOST]);
+        parts[i].descriptor = NO_FILE;
+        if (below(2))
+            parts[i] = filed(fileno(file), i < MOST ? call.inputs[i] : NULL, size, &end);
+    }
+    call.input_parts = parts;
+    call.output_parts = parts + MOST;
+    if (run_program(program, &call, capability) < 0)
+        abort();
+    for (size_t i = 0; i < program->outputs; i++) {
+        const struct part *part = &parts[MOST + i];
+        size_t size = call.count * program->output_sizes[i];
+        if (part->descriptor != NO_FILE &&
+            pread(part->descriptor, outputs[i], size, (off_t)part->offset) != (ssize_t)size)
+            abort();
+    }
+    fclose(file);
 }
 
 static void run_everywhere(const struct program *program, size_t count)
@@ -133,6 +167,9 @@ static void run_everywhere(const struct program *program, size_t count)
     uint8_t *held[2 * MOST_LINES + MOST], *inputs[MOST], *outputs[MOST_LINES], *first[MOST_LINES];
     uint8_t loads[MOST_LINES], stores[MOST_LINES];
     uint64_t checksums[MOST_LINES];
+    struct part in_memory[MOST + MOST_LINES];
+    for (size_t i = 0; i < MOST + MOST_LINES; i++)
+        in_memory[i].descriptor = NO_FILE;
     double numbers[MOST];
     size_t used = 0, chunks = (count + CHUNK - 1) / CHUNK;
     double *sums = malloc(chunks * program->accumulators * sizeof(double));
@@ -149,17 +186,31 @@ static void run_everywhere(const struct program *program, size_t count)
     for (int place = 0; (capability = capability_at(place)) != NULL; place++) {
         size_t before = used;
         for (size_t i = 0; i < program->outputs; i++)
-            outputs[i] = exact(count * stored_size(program, i), below(8), &held[used++]);
+            outputs[i] = exact(count * program->output_sizes[i], below(8), &held[used++]);
         memset(loads, 0, sizeof loads);
         memset(stores, 0, sizeof stores);
         memset(checksums, 0, sizeof checksums);
-        struct call call = {count,      8 * below(1000), numbers, (const uint8_t *const *)inputs, outputs, sums,
-                            histograms, loads,           stores,  checksums};
-        if (run_program(program, &call, capability) < 0)
+        struct call call = {
+            .count = count,
+            .start = 8 * below(1000),
+            .numbers = numbers,
+            .inputs = (const uint8_t *const *)inputs,
+            .outputs = outputs,
+            .input_parts = in_memory,
+            .output_parts = in_memory,
+            .sums = sums,
+            .histograms = histograms,
+            .loads = loads,
+            .stores = stores,
+            .checksums = checksums,
+        };
+        if (below(4) == 0)
+            run_with_files(program, call, capability, outputs);
+        else if (run_program(program, &call, capability) < 0)
             abort();
         for (size_t i = 0; i < program->outputs; i++) {
             if (first[i])
-                compare(first[i], outputs[i], count, stored_size(program, i));
+                compare(first[i], outputs[i], count, program->output_sizes[i]);
             else
                 first[i] = outputs[i];
         }

@@ -11,7 +11,7 @@ import pytest
 
 from remelt.engine import native
 
-SOURCES = ("program", "interpreter", "operations_plain", "operations_avx2", "operations_avx512")
+SOURCES = ("program", "interpreter", "stages", "operations_plain", "operations_avx2", "operations_avx512")
 FLAGS = ["-std=c11", "-O1", "-g", "-ffp-contract=off", "-fno-omit-frame-pointer"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
