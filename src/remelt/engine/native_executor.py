@@ -18,7 +18,7 @@ from remelt.engine.finite import HIGHEST_E4M3
 from remelt.engine.known import Partials
 from remelt.engine.language import Kernel, Number, Operand, Operation, Partial
 from remelt.engine.tensors import TORCH, bytes_of
-from remelt.engine.torch_executor import PADDING
+from remelt.engine.torch_program import PADDING
 from remelt.engine.workplace import cut_short
 from remelt.errors import FormatError
 from remelt.planning.cost import CHUNK, SLICE
@@ -168,7 +168,7 @@ class NativeExecutor:
         if histograms is not None:
             for place, one in enumerate(self.histograms):
                 found = partials.setdefault(one.register, {})
-                counts = torch.from_numpy(histograms[place]).double()
+                counts = torch.from_numpy(histograms[place])
                 found[one.name] = found[one.name] + counts if one.name in found else counts
 
     def _buffer(self, place: int, size: int) -> np.ndarray:

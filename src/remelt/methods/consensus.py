@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remelt.methods.selection import bin_of_rank, lower_histogram, magnitude_of, upper_histogram
+from remelt.methods.selection import bin_of_rank, bin_of_share, lower_histogram, magnitude_of, upper_histogram
 from remelt.recipe.method import Bindings, Delta, Flag, Number, Sums, merge_method
 
 
@@ -34,11 +34,10 @@ def thresholds(sums: Mapping[str, Any], *, k: float) -> Mapping[str, float]:
         if not name.startswith("coarse"):
             continue
         place = name.removeprefix("coarse")
-        size = int(coarse.sum())
-        upper, rank = bin_of_rank(coarse, max(int((1.0 - k) * size), 1)) if size else (0, 0)
+        upper, rank = bin_of_share(coarse, 1.0 - k)
         found[f"upper{place}"] = float(upper)
-        if k < 1.0 and size and f"fine{place}" in sums:
-            found[f"threshold{place}"] = magnitude_of(upper, bin_of_rank(sums[f"fine{place}"], rank)[0])
+        if k < 1.0 and f"fine{place}" in sums:
+            found[f"threshold{place}"] = magnitude_of(upper, bin_of_rank(sums[f"fine{place}"], rank))
     return found
 
 
