@@ -3,6 +3,7 @@
 python dev.py demo                the demonstration on handwritten digits
 python dev.py test [--slow] ...   the tests; further arguments go to pytest
 python dev.py check               ruff, mypy and the import contracts
+python dev.py benchmark ...       how long merges take; arguments go to benchmarks/merge.py
 python dev.py docs [--serve]      the documentation, as a folder or as a page that follows the edits
 """
 
@@ -32,20 +33,23 @@ def main(arguments: Sequence[str]) -> int:
     test = commands.add_parser("test", help="run the tests; further arguments go to pytest")
     test.add_argument("--slow", action="store_true", help="also the slow ones")
     commands.add_parser("check", help="ruff, mypy and the import contracts")
+    commands.add_parser("benchmark", help="how long merges take; further arguments go to benchmarks/merge.py")
     docs = commands.add_parser("docs", help="build the documentation")
     docs.add_argument("--serve", action="store_true", help="show it, and follow the edits")
     given, further = parser.parse_known_args(arguments)
-    if further and given.command != "test":
+    if further and given.command not in ("test", "benchmark"):
         parser.error(f"{given.command} takes no {' '.join(further)}")
     if sys.version_info < OLDEST:
         sys.exit(f"remelt needs Python {'.'.join(map(str, OLDEST))} or newer, but this is {sys.version.split()[0]}")
-    install(given.command)
+    install("test" if given.command == "benchmark" else given.command)
     if given.command == "demo":
         return run("examples/digits/demo.py")
     if given.command == "test":
         workers = str(min(os.cpu_count() or 1, MOST_WORKERS))
         slow = ["--slow"] if given.slow else []
         return run("-m", "pytest", "-n", workers, "--dist", "worksteal", *slow, *further)
+    if given.command == "benchmark":
+        return run("benchmarks/merge.py", *further)
     if given.command == "docs":
         return run("-m", "mkdocs", *(["serve"] if given.serve else ["build", "--strict"]))
     return check()
