@@ -10,7 +10,7 @@ import torch
 from remelt.check.program import Load
 from remelt.engine.language import Kernel
 from remelt.engine.tensors import TORCH
-from remelt.engine.torch_executor import PADDING
+from remelt.engine.torch_program import PADDING
 from remelt.planning.passes import Sweep
 
 if TYPE_CHECKING:

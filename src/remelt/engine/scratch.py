@@ -16,6 +16,14 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self.free: list[torch.Tensor] = []
         self.taken: list[torch.Tensor] = []
+        self._registers: dict[tuple[torch.dtype, int], torch.Tensor] = {}
+
+    def register(self, dtype: torch.dtype, place: int, size: int) -> torch.Tensor:
+        """The register of a type at a place, of undefined content: all kernels that a thread runs share them."""
+        found = self._registers.get((dtype, place))
+        if found is None or found.numel() < size:
+            found = self._registers[dtype, place] = torch.empty(size, dtype=dtype)
+        return found
 
     def take(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         """A buffer of that many elements, of undefined content."""

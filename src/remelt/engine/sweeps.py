@@ -6,18 +6,25 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from remelt.check.program import Apply, Bundle, Load, Register
 from remelt.engine.finite import is_finite
-from remelt.engine.language import Kernel
+from remelt.engine.language import Kernel, Source
 from remelt.engine.sample import Sample
 from remelt.engine.tensors import FROM_TORCH
-from remelt.engine.torch_executor import PADDING, DirectExecutor, TorchExecutor, torch_executor
+from remelt.engine.torch_executor import BINS, DirectExecutor, Sums, TorchExecutor, torch_executors
+from remelt.engine.torch_program import PADDING
 from remelt.engine.tracing import trace
+from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Sweep
 
 if TYPE_CHECKING:
     from remelt.engine.native_executor import NativeExecutor
     from remelt.engine.tiles import TaskRun
+
+_READ = 2**23
+"""Bytes of inputs that a thread reads into memory at a time, while smaller tiles are possible."""
 
 
 class Executor(Protocol):
@@ -46,11 +53,13 @@ class Kernels:
         known = self._found.get(id(sweep))
         if known is None:
             with self._lock:
-                known = self._found.setdefault(id(sweep), (sweep, self._make(run, sweep)))
+                known = self._found.get(id(sweep))
+                if known is None:
+                    known = self._found[id(sweep)] = sweep, self._make(run, sweep)
         return known[1]
 
     def _make(self, run: TaskRun, sweep: Sweep) -> Executor | None:
-        if run.task.copy or run.place.device.type != "cpu" or (sweep.reductions and not self.use_native):
+        if run.task.copy or run.place.device.type != "cpu":
             return None
         instructions = run.program.instructions
         sources = {
@@ -63,12 +72,20 @@ class Kernels:
         if kernel is None or (numbers := run.numbers_of(kernel)) is None:
             return None
         sample = Sample(kernel, run, sweep)
-        by_torch = torch_executor(kernel)
-        if not sample.agrees(by_torch.run(sample.sources, numbers, PADDING)):
-            return None
         if self.use_native and (made := _native(kernel)) is not None and sample.agrees(*made.sample(sample, numbers)):
             return made
-        return None if sweep.reductions else TorchTiles(by_torch)
+        executor = next((one for one in torch_executors(kernel) if _agrees(one, sample, numbers, run)), None)
+        run.place.scratch.reset()
+        return None if executor is None else TorchTiles(executor)
+
+
+def _agrees(executor: TorchExecutor | DirectExecutor, sample: Sample, numbers: Sequence[float], run: TaskRun) -> bool:
+    """Whether what runs a kernel by torch gives the sample's bits."""
+    try:
+        found, sums, _ = executor.run(sample.sources, numbers, PADDING, run.place.scratch, looks=False)
+    except (RuntimeError, TypeError):  # this version of torch has no such function
+        return False
+    return sample.agrees(found, totals(sums))
 
 
 def _native(kernel: Kernel) -> NativeExecutor | None:
@@ -80,6 +97,27 @@ def _native(kernel: Kernel) -> NativeExecutor | None:
         return None
 
 
+def totals(sums: Sums) -> list[torch.Tensor]:
+    """What a run by torch adds to each sum, all chunks together."""
+    found: dict[str, Any] = {}
+    for place, part in enumerate(sums):
+        _add(found, str(place), part)
+    return [torch.as_tensor(value, dtype=torch.float64) for value in found.values()]
+
+
+def _add(found: dict[str, Any], name: str, part: list[float] | torch.Tensor) -> None:
+    """Add chunks' sums to those before, one after the other, or the counts of a histogram."""
+    if isinstance(part, torch.Tensor):
+        if name not in found:
+            found[name] = torch.zeros(BINS, dtype=torch.float64)
+        found[name][: len(part)] += part.double()
+        return
+    total = found.get(name, 0.0)
+    for value in part:
+        total += value
+    found[name] = total
+
+
 class TorchTiles:
     """A kernel run by torch, with what is done to its results beside arithmetic."""
 
@@ -88,8 +126,18 @@ class TorchTiles:
         self.kernel = executor.kernel
 
     def step(self, run: TaskRun) -> int:
-        """As the plan found."""
-        return run.planned.cost.tile
+        """As many as the executor takes at best, or fewer where there are many inputs that are read into memory."""
+        width = sum(self._width(run, source) for source in self.kernel.sources)
+        tile = self.executor.tile
+        while tile > CHUNK and tile * width > _READ:
+            tile //= 2
+        return tile
+
+    @staticmethod
+    def _width(run: TaskRun, source: Source) -> int:
+        """Bytes of memory that an element of a source takes while a tile is computed."""
+        is_view = source.held or (run.place.mapped and run.is_streamed(source.register))
+        return 0 if is_view else source.dtype.itemsize
 
     def tile(self, run: TaskRun, numbers: Sequence[float], begin: int, end: int) -> None:
         """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
@@ -100,16 +148,21 @@ class TorchTiles:
                 continue
             load = run.program.instructions[source.register]
             assert isinstance(load, Load)
-            raw = run.raw(load, begin, end)
-            if not run.shows_all and not is_finite(raw):
-                run.blame(load, raw)
-            sources.append(raw)
-        results = self.executor.run(sources, numbers, end - begin)
+            sources.append(run.raw(load, begin, end))
+        results, sums, suspects = self.executor.run(
+            sources, numbers, end - begin, run.place.scratch, looks=not run.shows_all
+        )
+        for place in suspects:
+            load = run.program.instructions[self.kernel.sources[place].register]
+            if isinstance(load, Load) and not is_finite(sources[place]):
+                run.blame(load, sources[place])
         for target, values in zip(self.kernel.targets, results, strict=True):
             if target.output is not None:
                 run.write(target.output, values, begin)
             elif target.register is not None:
                 run.whole[target.register].view(-1)[begin:end] = values
+        for partial, found in zip(self.kernel.partials, sums, strict=True):
+            _add(run.partials.setdefault(partial.register, {}), partial.name, found)
         run.place.scratch.reset()
 
 

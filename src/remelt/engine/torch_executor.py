@@ -1,106 +1,100 @@
-"""Kernels run by torch: straight through their operations, on tiles that stay in a core's cache."""
+"""Kernels run by torch: straight through their operations, on blocks that stay in a core's cache."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 
 from remelt.core.dtype import DType
-from remelt.engine.language import BY_TORCH, COMPARISONS, LOGIC, Kernel, Number, Operation, last_uses
+from remelt.engine.finite import is_finite
+from remelt.engine.language import Kernel, Number, Partial
+from remelt.engine.scratch import Scratch
 from remelt.engine.tensors import TORCH
+from remelt.engine.torch_program import BITS, KINDS, PADDING, Call, Program, interpreted, scripted
+from remelt.planning.cost import CHUNK
 
-PADDING = 64
-"""Registers are multiples of this long: torch rounds some operations otherwise in what is left over of a vector."""
-_KEPT_SIZES = 32
-_KINDS = {"single": torch.float32, "double": torch.float64}
+BINS = 2**16
+_BLOCK = 2**16
+"""Elements that are computed at a time: fewer cost calls, and more do not stay in the second cache."""
+_TILE = 2**18
+_COUNTED_TILE = 2**18
+_DIRECT_TILE = 2**19
+"""Elements of a call: each one costs that two threads hand Python's lock to each other."""
 
-Registers = list[torch.Tensor]
-Step = Callable[[Registers, Sequence[torch.Tensor], Sequence[float]], object]
+Sums = list[list[float] | torch.Tensor]
+"""For each partial of a kernel the sums of its chunks in order, or the counts of a histogram."""
 
 
 class TorchExecutor:
     """A kernel as calls of torch, on registers that are used again."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self.types: list[torch.dtype] = []
-        self.steps: list[Step] = []
-        self.placed: dict[int, int] = {}
-        self._allocate()
-        self._local = threading.local()
-
-    @property
-    def scratch(self) -> int:
-        """Bytes that all registers take for each element."""
-        return sum(dtype.itemsize for dtype in self.types)
-
-    def run(self, sources: Sequence[torch.Tensor], numbers: Sequence[float], size: int) -> list[torch.Tensor]:
-        """The kernel's targets for some elements, in the kind that they were computed in.
-
-        ``sources`` are flat tensors of as many elements. The results are valid until the next run in this thread.
-        """
-        registers = self._registers(size)
-        for step in self.steps:
-            step(registers, sources, numbers)
-        return [
-            torch.full((size,), numbers[target.value.index], dtype=_KINDS[self.kernel.kind])
-            if isinstance(target.value, Number)
-            else registers[self.placed[target.value]][:size]
-            for target in self.kernel.targets
+    def __init__(self, program: Program, call: Call) -> None:
+        kernel = self.kernel = program.kernel
+        self.program, self.call = program, call
+        self.block = CHUNK if kernel.partials else _BLOCK
+        self.histograms = [one for one in kernel.partials if one.bins]
+        self.unseen = [
+            place
+            for place, source in enumerate(kernel.sources)
+            if source.dtype.is_float and not source.held and place not in program.looked
         ]
+        """Sources that are read for nothing but to look at them."""
+        self.tile = _COUNTED_TILE if self.histograms else _TILE
 
-    def _allocate(self) -> None:
-        """A register for each operation; what no later operation needs is used again, but for a source itself."""
-        last = last_uses(self.kernel)
-        free: dict[torch.dtype, list[int]] = {}
-        ends: dict[int, list[int]] = {}
-        for place, operation in enumerate(self.kernel.operations):
-            for old in ends.pop(place, ()):
-                free.setdefault(self.types[old], []).append(old)
-            dtype = _register_type(operation)
-            is_source = operation.dtype is not None and operation.name == "load" and TORCH[operation.dtype] is dtype
-            reused = [] if is_source else free.get(dtype, [])
-            register = reused.pop() if reused else len(self.types)
-            if register == len(self.types):
-                self.types.append(dtype)
-            self.placed[place] = register
-            if not is_source:
-                ends.setdefault(max(last[place], place + 1), []).append(register)
-            if operation.name == "load":
-                self.steps.append(_load(register, operation.place, is_source=is_source))
-            else:
-                self.steps.append(_step(operation, self.placed, register))
+    def run(
+        self, sources: Sequence[torch.Tensor], numbers: Sequence[float], size: int, scratch: Scratch, *, looks: bool
+    ) -> tuple[list[torch.Tensor], Sums, list[int]]:
+        """The kernel's targets for some elements, what they add to its sums, and the sources that may not be finite.
 
-    def _registers(self, size: int) -> Registers:
-        """Registers of some elements, of undefined content."""
-        padded = -(-size // PADDING) * PADDING
-        kept: dict[int, Registers] = self._local.__dict__.setdefault("kept", {})
-        found = kept.get(padded)
-        if found is None:
-            longest: Registers = self._local.__dict__.get("longest", [])
-            if not longest or longest[0].numel() < padded:
-                longest = self._local.longest = [torch.empty(padded, dtype=dtype) for dtype in self.types]
-                kept.clear()
-            if len(kept) >= _KEPT_SIZES:
-                kept.clear()
-            found = kept[padded] = [register[:padded] for register in longest]
-        return found.copy()
+        ``sources`` are flat tensors of as many elements, which are looked at where ``looks`` says so. The results are
+        valid until ``scratch`` is reset.
+        """
+        program, kernel = self.program, self.kernel
+        scalars = [
+            torch.tensor(numbers[index], dtype=KINDS["single" if dtype in _SINGLE else "double"]).view(dtype)
+            for index, dtype in program.scalars.values()
+        ]
+        outputs = [scratch.take(size, program.target_type(position)) for position in range(len(kernel.targets))]
+        magnitudes = [scratch.take(size, torch.float32) for _ in self.histograms]
+        registers = self._registers(scratch)
+        call = (sources, _bits(sources), numbers, scalars, registers, _bits(registers), outputs + magnitudes)
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # as written: nothing to find anew
+            found, looked = self.call(*call, looks, size, self.block)
+        columns = len(kernel.partials) - len(self.histograms)
+        column, counted = iter(range(columns)), iter(magnitudes)
+        sums: Sums = [
+            _histogram(next(counted), one, numbers) if one.bins else found[next(column) :: columns]
+            for one in kernel.partials
+        ]
+        suspects = [place for place, value in zip(program.looked, looked, strict=True) if not isfinite(value)]
+        return outputs, sums, suspects + self.unseen if looks else []
+
+    def _registers(self, scratch: Scratch) -> list[torch.Tensor]:
+        places: dict[torch.dtype, int] = {}
+        registers = []
+        for dtype in self.program.types:
+            places[dtype] = places.get(dtype, -1) + 1
+            registers.append(scratch.register(dtype, places[dtype], self.block))
+        return registers
 
 
 class DirectExecutor:
     """One operation on halves, which torch computes in float32 inside and rounds once: no conversions are needed."""
+
+    tile = _DIRECT_TILE
 
     def __init__(self, kernel: Kernel) -> None:
         operation = kernel.operations[-1]
         self.kernel = kernel
         self.dtype = TORCH[kernel.targets[0].dtype]
         self.loads = {place: found.place for place, found in enumerate(kernel.operations[:-1])}
-        self.function = _FUNCTIONS[operation.name]
+        self.function: Callable[..., Any] = getattr(torch, operation.name)
         self.operation = operation
-        self._local = threading.local()
 
     @staticmethod
     def suits(kernel: Kernel) -> bool:
@@ -120,15 +114,16 @@ class DirectExecutor:
             and (isinstance(last.operands[1], int) or last.name in ("mul", "div"))
         )
 
-    @property
-    def scratch(self) -> int:
-        """Bytes that all registers take for each element."""
-        return self.dtype.itemsize
+    def run(
+        self, sources: Sequence[torch.Tensor], numbers: Sequence[float], size: int, scratch: Scratch, *, looks: bool
+    ) -> tuple[list[torch.Tensor], Sums, list[int]]:
+        """The kernel's target for some elements, as it is stored, and the sources that are not finite.
 
-    def run(self, sources: Sequence[torch.Tensor], numbers: Sequence[float], size: int) -> list[torch.Tensor]:
-        """The kernel's target for some elements, as it is stored. It is valid until the next run in this thread."""
+        They are looked at where ``looks`` says so. The target is valid until ``scratch`` is reset.
+        """
+        bad = [place for place, source in enumerate(sources) if looks and not is_finite(source)]
         whole = size // PADDING * PADDING
-        result = self._buffer(size)
+        result = scratch.take(size, self.dtype)
         if whole:
             self._apply([source[:whole] for source in sources], numbers, result[:whole])
         if whole < size:
@@ -137,7 +132,7 @@ class DirectExecutor:
                 end[: size - whole] = source[whole:]
             self._apply(ends[:-1], numbers, ends[-1])
             result[whole:] = ends[-1][: size - whole]
-        return [result]
+        return [result], [], bad
 
     def _apply(self, sources: Sequence[torch.Tensor], numbers: Sequence[float], out: torch.Tensor) -> None:
         operands: list[Any] = [
@@ -146,74 +141,35 @@ class DirectExecutor:
         ]
         self.function(*operands, out=out)
 
-    def _buffer(self, size: int) -> torch.Tensor:
-        found: torch.Tensor | None = self._local.__dict__.get("buffer")
-        if found is None or found.numel() < size:
-            found = self._local.buffer = torch.empty(size, dtype=self.dtype)
-        return found[:size]
+
+def torch_executors(kernel: Kernel) -> Iterator[TorchExecutor | DirectExecutor]:
+    """What runs a kernel by torch, the quickest first."""
+    if DirectExecutor.suits(kernel):
+        yield DirectExecutor(kernel)
+    program = Program(kernel)
+    for compiled in (scripted, interpreted):
+        with contextlib.suppress(RuntimeError, AttributeError):  # no TorchScript
+            yield TorchExecutor(program, compiled(program.source))
 
 
-def torch_executor(kernel: Kernel) -> TorchExecutor | DirectExecutor:
-    """What runs a kernel by torch."""
-    return DirectExecutor(kernel) if DirectExecutor.suits(kernel) else TorchExecutor(kernel)
+def _bits(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The bits of numbers as integers; what is no number to compute with is left as it is."""
+    return [one.view(BITS[one.dtype]) if one.dtype in BITS else one for one in tensors]
 
 
-def _register_type(operation: Operation) -> torch.dtype:
-    if operation.truth:
-        return torch.bool
-    return _KINDS[operation.kind]
+def _histogram(magnitudes: torch.Tensor, partial: Partial, numbers: Sequence[float]) -> torch.Tensor:
+    """How many magnitudes have each half of their bits, as the partial asks; they are overwritten."""
+    bits = magnitudes.view(torch.int32)
+    if partial.bins == "upper":
+        upper = torch.bitwise_right_shift(bits, 16, out=bits)
+        return torch.bincount(upper, minlength=BINS // 2)  # the upper half has no sign
+    assert partial.within is not None
+    lowest = int(numbers[partial.within.index]) << 16
+    lower = bits.numpy().view(np.uint32)
+    np.subtract(lower, np.uint32(lowest), out=lower)
+    return torch.from_numpy(np.bincount(lower[np.flatnonzero(lower < BINS)], minlength=BINS))
 
 
-def _load(register: int, source: int, *, is_source: bool) -> Step:
-    def load(registers: Registers, sources: Sequence[torch.Tensor], numbers: Sequence[float]) -> None:
-        raw = sources[source]
-        if is_source and raw.numel() == registers[register].numel():
-            registers[register] = raw
-        else:
-            registers[register][: raw.numel()].copy_(raw)
-
-    return load
-
-
-def _step(operation: Operation, placed: Mapping[int, int], out: int) -> Step:
-    function = _FUNCTIONS[operation.name]
-    if operation.name == "round":
-        assert operation.dtype is not None
-        stored, source = TORCH[operation.dtype], operation.operands[0]
-        assert isinstance(source, int)
-        register = placed[source]
-        return lambda registers, sources, numbers: registers[out].copy_(registers[register].to(stored))
-    tensors_only = operation.name in ("minimum", "maximum", "select") or isinstance(operation.operands[0], Number)
-    kind = _KINDS[operation.kind]
-    operands = [
-        (True, operand.index) if isinstance(operand, Number) else (False, placed[operand])
-        for operand in operation.operands
-    ]
-
-    def step(registers: Registers, sources: Sequence[torch.Tensor], numbers: Sequence[float]) -> None:
-        values: list[Any] = [numbers[index] if is_number else registers[index] for is_number, index in operands]
-        if tensors_only:
-            values = [torch.tensor(value, dtype=kind) if type(value) is float else value for value in values]
-        function(*values, out=registers[out])
-
-    return step
-
-
-def _fused(b: torch.Tensor, factor: float, a: torch.Tensor, *, out: torch.Tensor) -> None:
-    torch.add(a, b, alpha=factor, out=out)
-
-
-def _converted(a: torch.Tensor, *, out: torch.Tensor) -> None:
-    out.copy_(a)
-
-
+_SINGLE = (torch.float32, torch.int32)
 _DIRECT = ("lerp", "add", "sub", "mul", "div")
 """Operations that torch computes on halves to the bits of float32 rounded: compared in the tests."""
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(torch, name) for name in ("add", "sub", "mul", "div", "minimum", "maximum", "lerp")},
-    **{name: getattr(torch, name) for name in ("neg", "abs", "sign", *COMPARISONS, *LOGIC, *BY_TORCH)},
-    "fma": _fused,
-    "select": torch.where,
-    "convert": _converted,
-    "round": _converted,
-}
