@@ -16,7 +16,7 @@ SOURCES = (
     *("module", "memory", "objects", "calls", "program", "interpreter", "stages"),
     *("operations_plain", "operations_avx2", "operations_avx512"),
 )
-HEADERS = ("language", "interface", "stages", "lanes_plain", "lanes_avx2", "lanes_avx512", "operations")
+HEADERS = ("language", "interface", "stages", "lanes_plain", "lanes_avx2", "lanes_avx512", "operations", "reductions")
 FOLDER = "src/remelt/engine/native"
 OLDEST = "0x030B0000"
 WANTED = os.environ.get("REMELT_NATIVE") != "0"
