@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,43 @@ Partials = dict[int, dict[str, Any]]
 """What a slice adds to the sums of each register with reductions, by name: numbers, or tensors."""
 
 
+class Fold:
+    """What the slices of a pass have found, to be added in their order: bits depend on no tile and no thread.
+
+    Whole numbers, as those of histograms, are exact in any order: they are added at once, and take no more memory for
+    more slices.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Partials = {}
+        self._parts: dict[int, Partials] = {}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def add(self, start: int, found: Partials) -> None:
+        """Take what the slice that begins at an element has found."""
+        kept: Partials = {}
+        for register, values in found.items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and not value.is_floating_point():
+                    counts = self._counts.setdefault(register, {})
+                    counts[name] = counts[name].add_(value) if name in counts else value
+                else:
+                    kept.setdefault(register, {})[name] = value
+        self._parts[start] = kept
+
+    def totals(self) -> Partials:
+        """All of it added up."""
+        totals: Partials = {register: dict(counts) for register, counts in self._counts.items()}
+        for start in sorted(self._parts):
+            for register, found in self._parts[start].items():
+                sums = totals.setdefault(register, {})
+                for name, value in found.items():
+                    sums[name] = value if name not in sums else sums[name] + value
+        return totals
+
+
 @dataclass
 class Known:
     """Sums over whole tensors, by register and name, and what methods conclude from theirs."""
@@ -22,15 +59,9 @@ class Known:
     sums: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     conclusions: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
-    def settle(self, parts: Sequence[Partials]) -> None:
-        """Add what the slices of a pass have found, in their order: bits depend on no tile and no thread."""
-        totals: Partials = {}
-        for part in parts:
-            for register, found in part.items():
-                sums = totals.setdefault(register, {})
-                for name, value in found.items():
-                    sums[name] = value if name not in sums else sums[name] + value
-        for register, found in totals.items():
+    def settle(self, fold: Fold) -> None:
+        """A pass is complete: its sums are known."""
+        for register, found in fold.totals().items():
             sums = {
                 name: torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64)
                 for name, value in found.items()

@@ -48,7 +48,8 @@ class NativeExecutor:
         self.histograms = [one for one in kernel.partials if one.bins]
         self.loads, self.stores, self.limited = encoder.loads, encoder.stores, encoder.limited
         self.sizes = [target.dtype.itemsize for target in kernel.targets]
-        self.width = sum(source.dtype.itemsize for source in kernel.sources if not source.held)
+        loaded = [kernel.sources[place] for place in dict.fromkeys(self.loads)]
+        self.width = sum(source.dtype.itemsize for source in loaded if not source.held)
         """Bytes that are read for each element."""
         self._local = threading.local()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -15,8 +16,8 @@ from remelt.planning.plan import PlannedTask
 Part = tuple[int, int, int]
 """Bytes of an open file: its descriptor, their offset, and their number."""
 
-_BEHIND = 8
-"""Units after which written pages have reached the device, most likely, and can be let go."""
+_BEHIND = 2**27
+"""Bytes of inputs and results between what is done and what is let go: more than the system reads ahead."""
 _BLOCK = 2**22
 """Bytes of which the system holds pages together."""
 _ADVICE = hasattr(os, "posix_fadvise")
@@ -28,24 +29,45 @@ class Pages:
     def __init__(self, checkpoints: Mapping[int, Checkpoint], sinks: Sequence[Sink], *, drops: bool) -> None:
         self.checkpoints, self.sinks = checkpoints, sinks
         self.drops = drops and _ADVICE
-        self._written: deque[list[Part]] = deque()
+        self._waiting: deque[Part] = deque()
+        self._bytes = 0
+        self._done: dict[int, Ranges] = {}
         self._lock = threading.Lock()
 
     def let_go(self, unit: Unit) -> None:
-        """A unit is done: nothing needs the pages of what it read, and soon none of what it wrote."""
+        """A unit is done: soon, nothing needs the pages of what it read and wrote.
+
+        They are let go some units later: what was written has reached the device by then, and what lies around is not
+        read any more, nor read ahead, in whichever order a file is read.
+        """
         if not self.drops:
             return
-        written: list[Part] = []
+        start, stop = unit.results
+        parts: list[Part] = []
         for planned in (unit.planned, *unit.more):
-            start, stop = (0, None) if unit.shared is not None else (unit.start, unit.stop)
-            for part in self._read(planned, start, stop):
-                _advise(_with_before(part), os.POSIX_FADV_DONTNEED)
-            written += [_with_before(part) for part in self._results(planned, start, stop)]
+            results = list(self._results(planned, start, stop))
+            parts += [*self._read(planned, start, stop), *results]
+            for part in results:
+                _advise(part)  # which starts writing
         with self._lock:
-            self._written.append(written)
-            ready = self._written.popleft() if len(self._written) > _BEHIND else []
-        for part in (*written, *ready):  # the first time starts writing, the second time drops what was written
-            _advise(part, os.POSIX_FADV_DONTNEED)
+            for descriptor, offset, length in parts:
+                self._done.setdefault(descriptor, Ranges()).add(offset, offset + length)
+            self._waiting += parts
+            self._bytes += sum(part[2] for part in parts)
+            ready: list[Part] = []
+            while self._bytes > _BEHIND:
+                ready.append(self._waiting.popleft())
+                self._bytes -= ready[-1][2]
+            around = [(part[0], *self._done[part[0]].around(part[1], part[1] + part[2], _BLOCK)) for part in ready]
+        for descriptor, begin, end in around:
+            _advise((descriptor, begin, end - begin))
+
+    def finish(self) -> None:
+        """The merge is over: let go of what is left."""
+        for descriptor, offset, length in self._waiting:
+            begin, end = self._done[descriptor].around(offset, offset + length, _BLOCK)
+            _advise((descriptor, begin, end - begin))
+        self._waiting.clear()
 
     def _read(self, planned: PlannedTask, start: int, stop: int | None) -> Iterator[Part]:
         for load in planned.task.program.loads:
@@ -64,15 +86,34 @@ class Pages:
                 yield place
 
 
-def _with_before(part: Part) -> Part:
-    """The bytes with some before them, which are done, too, most likely: the system keeps a block of pages that it
-    holds together as long as one of them lies outside of what it is told to drop."""
-    descriptor, offset, length = part
-    begin = max(offset - _BLOCK, 0)
-    return descriptor, begin, offset + length - begin
+class Ranges:
+    """What is done of a file: bytes in ranges that touch none of each other."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, int] = {}
+        self._begins: dict[int, int] = {}
+
+    def add(self, begin: int, end: int) -> None:
+        """Bytes are done that were not before."""
+        if begin == end:
+            return
+        begin = self._begins.pop(begin, begin)
+        end = self._ends.pop(end, end)
+        self._ends[begin] = end
+        self._begins[end] = begin
+
+    def around(self, begin: int, end: int, most: int) -> tuple[int, int]:
+        """The bytes with those done beside them, at most so many on either side: the system keeps a block of pages that
+        it holds together as long as one of them lies outside of what it is told to drop."""
+        for first, last in self._ends.items():
+            if first <= begin and end <= last:
+                return max(first, begin - most), min(last, end + most)
+        return begin, end
 
 
-def _advise(part: Part, advice: int) -> None:
+def _advise(part: Part) -> None:
+    """Let pages go, or have them written first; a system that takes no advice goes on without."""
     descriptor, offset, length = part
     if length:
-        os.posix_fadvise(descriptor, offset, length, advice)
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)

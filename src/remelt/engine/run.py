@@ -71,11 +71,25 @@ def run(plan: Plan, execution: Execution, report: FiniteReport) -> Iterator[Prog
     yield from _Run(plan, execution, report).events()
 
 
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """Wait for all threads, also through interrupts, which are raised then: what they use is not closed before."""
+    interrupted = None
+    for thread in threads:
+        while thread.ident is not None and thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt as error:
+                interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
 class _Run:
     def __init__(self, plan: Plan, execution: Execution, report: FiniteReport) -> None:
         self.plan, self.execution, self.report = plan, execution, report
         self.kept = 0
-        self.units = Queue(in_batches(self.remaining()), plan.memory_budget)
+        held = sum(output.size for output in plan.outputs if output.path is None)
+        self.units = Queue(in_batches(self.remaining()), max(plan.memory_budget - held, 0))
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()
         self.ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -113,13 +127,12 @@ class _Run:
                 if error is not None:
                     raise error
                 running -= 1
+            self.pages.finish()
             yield Progress(self.kept + self.tallies.written, self.total)
         finally:
             self.stop.set()
             self.units.close()
-            for thread in threads:
-                if thread.is_alive():
-                    thread.join()
+            _join(threads)
             torch.set_num_threads(before)
         if self.execution.nonfinite == "error" and (self.report.inputs or self.report.results):
             raise NonFiniteError(
@@ -131,7 +144,7 @@ class _Run:
         """What an earlier run has not finished."""
         for unit in units_of(self.plan.tasks, whole=self.execution.nonfinite == "missing"):
             ranges = [
-                (self.execution.sinks[root], key, *byte_range(info, unit.start, unit.stop))
+                (self.execution.sinks[root], key, *byte_range(info, *unit.results))
                 for root, key, info in unit.planned.task.outputs
             ]
             if all(sink.done(key, begin, end) for sink, key, begin, end in ranges if begin < end) and any(
@@ -176,6 +189,7 @@ class _Run:
     def share(self, unit: Unit, shared: SharedTask) -> Sequence[Unit]:
         """Do a slice of a pass; the slices of the next one, where this was the last of it."""
         task = TaskRun(unit.planned, self.place, shared.known)
+        task.spoiled = shared.spoiled
         assert unit.stop is not None
         found = task.stretch(shared.sweep, unit.start, unit.stop, elements(unit.planned))
         following = shared.add(unit, found, task.checksums, spoiled=task.spoiled)

@@ -50,7 +50,7 @@ class Sample:
             if not torch.equal(expected.view(torch.uint8), got.to(expected.dtype).view(torch.uint8)):
                 return False
         return all(
-            bool(((expected - got).abs() <= _TOLERANCE * (expected.abs() + 1.0)).all())
+            torch.allclose(expected.double(), got.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
             for expected, got in zip(self.sums, sums, strict=False)
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from remelt.formats.layout import FileLayout
 _WRITE = 2**18
 """Bytes that are written at once, at multiples of it: where the system's cache takes them quickest."""
 _READ = 2**18
+_UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""What file systems say that reserve nothing."""
 _CLOSED = -1
 
 
@@ -130,9 +133,13 @@ class FileSink:
 
     def _reserve(self) -> None:
         if hasattr(os, "posix_fallocate") and self.layout.size:
-            os.posix_fallocate(self.descriptor, 0, self.layout.size)
-        else:
-            os.ftruncate(self.descriptor, self.layout.size)
+            try:
+                os.posix_fallocate(self.descriptor, 0, self.layout.size)
+                return
+            except OSError as error:
+                if error.errno not in _UNABLE:
+                    raise
+        os.ftruncate(self.descriptor, self.layout.size)
 
     def write(self, key: str, start: int, data: memoryview) -> None:
         """Put bytes of a tensor at an offset from its begin."""
@@ -152,6 +159,8 @@ class FileSink:
     def _put(self, offset: int, data: memoryview) -> None:
         while len(data):
             written = self._write_at(data[: _WRITE - offset % _WRITE], offset)
+            if not written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             data, offset = data[written:], offset + written
 
     def _write_at(self, data: memoryview, offset: int) -> int:

@@ -93,7 +93,7 @@ def _native(kernel: Kernel) -> NativeExecutor | None:
 
     try:
         return NativeExecutor(kernel) if NativeExecutor.suits(kernel) else None
-    except ValueError:  # too large for it
+    except (OverflowError, ValueError):  # too large for it
         return None
 
 
@@ -109,8 +109,8 @@ def _add(found: dict[str, Any], name: str, part: list[float] | torch.Tensor) -> 
     """Add chunks' sums to those before, one after the other, or the counts of a histogram."""
     if isinstance(part, torch.Tensor):
         if name not in found:
-            found[name] = torch.zeros(BINS, dtype=torch.float64)
-        found[name][: len(part)] += part.double()
+            found[name] = torch.zeros(BINS, dtype=torch.int64)
+        found[name][: len(part)] += part
         return
     total = found.get(name, 0.0)
     for value in part:

@@ -16,7 +16,7 @@ from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.copying import copy_bytes
 from remelt.engine.finite import is_finite, overflows
-from remelt.engine.known import Known, Partials
+from remelt.engine.known import Fold, Known, Partials
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import plain_values, run_traced
 from remelt.engine.tensors import TORCH, bytes_of
@@ -74,9 +74,9 @@ class TaskRun(Reader):
         """Whether looking at results is enough to find NaN and infinities in what is read."""
         known = self.place.watched.get(id(self.program))
         if known is None:
-            known = self.planned.passes.simple and not self.task.copy and self.program.shows_all()
-            self.place.watched[id(self.program)] = known
-        return known
+            found = self.planned.passes.simple and not self.task.copy and self.program.shows_all()
+            known = self.place.watched[id(self.program)] = self.program, found
+        return known[1]
 
     def sweep(self, sweep: Sweep, start: int, stop: int | None) -> None:
         """One pass over tiles; elements outside ``start`` to ``stop`` are left to others."""
@@ -86,7 +86,10 @@ class TaskRun(Reader):
         for register in sweep.gathers:
             self.whole[register] = torch.empty(shape, dtype=self.place.compute, device=self.place.device)
         if sweep.reductions:
-            self.known.settle([self.stretch(sweep, *one, size) for one in folds(size)])
+            fold = Fold()
+            for begin, end in folds(size):
+                fold.add(begin, self.stretch(sweep, begin, end, size))
+            self.known.settle(fold)
         else:
             self.stretch(sweep, start, end, size)
         for register in sweep.drops:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from remelt.engine.known import Known, Partials
+from remelt.engine.known import Fold, Known, Partials
 from remelt.planning.cost import FOLD, SLICE
 from remelt.planning.passes import Sweep
 from remelt.planning.plan import PlannedTask
@@ -31,6 +31,11 @@ class Unit:
     """Small tasks that are done after the first."""
 
     @property
+    def results(self) -> tuple[int, int | None]:
+        """The elements of results that are complete once it is done, and what it leads to: all of a shared task's."""
+        return (self.start, self.stop) if self.shared is None else (0, None)
+
+    @property
     def memory(self) -> int:
         """Bytes that it holds at its peak."""
         return max([self.planned.cost.memory, *(planned.cost.memory for planned in self.more)])
@@ -46,7 +51,7 @@ class SharedTask:
         self.checksums = [0] * len(planned.task.outputs)
         self._sweeps = [one for one in planned.passes.passes if isinstance(one, Sweep)]
         self._place = 0
-        self._found: dict[int, Partials] = {}
+        self._fold = Fold()
         self._lock = threading.Lock()
 
     @property
@@ -61,13 +66,13 @@ class SharedTask:
     def add(self, unit: Unit, found: Partials, checksums: Sequence[int], *, spoiled: bool) -> list[Unit]:
         """A slice is done. The units of the next pass, once this was the last of a pass; none after the last pass."""
         with self._lock:
-            self._found[unit.start] = found
+            self._fold.add(unit.start, found)
             self.spoiled |= spoiled
             self.checksums = [a + b for a, b in zip(self.checksums, checksums, strict=True)]
-            if len(self._found) < len(folds(elements(self.planned))):
+            if len(self._fold) < len(folds(elements(self.planned))):
                 return []
-            self.known.settle([self._found[start] for start in sorted(self._found)])
-            self._found = {}
+            self.known.settle(self._fold)
+            self._fold = Fold()
             self._place += 1
             return [] if self.is_complete else self.units()
 

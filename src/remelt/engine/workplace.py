@@ -9,7 +9,7 @@ from time import perf_counter
 
 import torch
 
-from remelt.check.program import Load
+from remelt.check.program import Load, Program
 from remelt.core.dtype import DType
 from remelt.engine.finite import FiniteReport, is_finite
 from remelt.engine.scratch import Scratch
@@ -41,7 +41,7 @@ class Workplace:
     """Whether inputs are looked at where they are mapped, rather than read."""
     scratch: Scratch = field(default_factory=Scratch)
     kernels: Kernels = field(default_factory=Kernels)
-    watched: dict[int, bool] = field(default_factory=dict)
+    watched: dict[int, tuple[Program, bool]] = field(default_factory=dict)
     """For each program, by identity, whether its results show every NaN and infinity of what it reads."""
 
 

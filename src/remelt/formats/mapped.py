@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -18,12 +19,15 @@ class MappedFile:
         self._path = path
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self.view = memoryview(self._map)
-        if hasattr(os, "posix_fadvise"):  # for whoever shares the open file, as the map does
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        _read_ahead(file.fileno())  # for whoever shares the open file, as the map does
         found = os.fstat(file.fileno())
         self._identity = found.st_dev, found.st_ino
         self._descriptor = -1
         self._lock = threading.Lock()
+
+    def part(self, offset: int, length: int) -> tuple[int, int, int] | None:
+        """Bytes of the open file; None where the system reads at no positions."""
+        return (self.descriptor(), offset, length) if hasattr(os, "preadv") else None
 
     def descriptor(self) -> int:
         """The file to be read at positions: opened once that is asked for, as a map needs no open file.
@@ -43,8 +47,7 @@ class MappedFile:
                         f"{self._path.name} was replaced while it was read",
                         hint="merge again once nothing writes that file",
                     )
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                _read_ahead(descriptor)
                 self._descriptor = descriptor
             return self._descriptor
 
@@ -58,3 +61,10 @@ class MappedFile:
             self._map.close()
         except BufferError:
             pass
+
+
+def _read_ahead(descriptor: int) -> None:
+    """Have the system read further ahead; one that takes no advice goes on without."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)

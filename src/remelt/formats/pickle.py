@@ -75,7 +75,7 @@ class PickleCheckpoint(Checkpoint):
 
     def part(self, key: str, start: int, stop: int) -> tuple[int, int, int] | None:
         """The tensor's bytes in the archive, where it is contiguous."""
-        return (self._mapped.descriptor(), self._offsets[key] + start, stop - start) if self.is_view(key) else None
+        return self._mapped.part(self._offsets[key] + start, stop - start) if self.is_view(key) else None
 
     def position(self, key: str) -> tuple[int, int]:
         """The tensor's offset in the file."""

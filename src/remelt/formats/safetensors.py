@@ -67,7 +67,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def part(self, key: str, start: int, stop: int) -> tuple[int, int, int] | None:
         """The tensor's bytes in the file."""
-        return self._mapped.descriptor(), self._offsets[key] + start, stop - start
+        return self._mapped.part(self._offsets[key] + start, stop - start)
 
     def position(self, key: str) -> tuple[int, int]:
         """The tensor's offset in the file."""

@@ -51,6 +51,7 @@ def _trims(values: Bindings) -> bool:
     reductions=(upper_histograms, lower_histograms),
     reduces=_trims,
     conclusion=thresholds,
+    held=2**19,
     workspace=8.0,
 )
 def ties_sum(*models: Delta, k: Number = 1.0, vote_sgn: Flag = False, sums: Sums) -> Delta:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remelt.check.keys import Task
-from remelt.check.program import Apply, Load, Program
-from remelt.core.tensor_info import TensorInfo
+from remelt.check.program import Apply, Program
 from remelt.planning.passes import Schedule, Sweep, WholeCall
 
 TILE = 2**17
@@ -24,6 +22,8 @@ SCRATCH = 2**25
 """Bytes that the tiles of one thread should not exceed while smaller ones are possible."""
 STORED = 2**18
 """Elements up to which a tensor's intermediate results are kept whole between passes."""
+_COPIES = 4
+"""How often large sums are held by a thread at a time: a call's, a slice's, and those of the passes before."""
 _TEMPORARIES = 3
 """Registers' worth of memory that conversions and plain methods use beside what the schedule counts."""
 
@@ -50,6 +50,11 @@ class CostModel:
         self.tile = tile
         self.longest = max(tile, CHUNK) if any(one.reductions for one in sweeps) else tile
         self.shapes = list(dict.fromkeys(one.shape for one in sweeps))
+        self.sums = _COPIES * sum(
+            instruction.method.declaration.held * len(instruction.operands)
+            for instruction in program.instructions
+            if isinstance(instruction, Apply) and instruction.reductions
+        )
         self.holds = any(isinstance(one, WholeCall) or one.gathers for one in passes.passes)
         calls = sum(isinstance(instruction, Apply) for instruction in program.instructions)
         self.steps = max(calls, 1) * len(passes.passes)
@@ -58,7 +63,7 @@ class CostModel:
         """The cost of one task."""
         numel = math.prod(task.shape)
         largest = max([numel if shape is None else math.prod(shape) for shape in self.shapes], default=0)
-        memory = min(self.longest, max(largest, 1)) * self.live * self.itemsize
+        memory = min(self.longest, max(largest, 1)) * self.live * self.itemsize + self.sums
         if self.holds:
             memory += _whole_peak(task, self.passes, self.itemsize)
         return Cost(memory, self.tile, numel * self.steps)
@@ -113,8 +118,3 @@ def _result_bytes(call: WholeCall, task: Task, sizes: list[int]) -> int:
     if instruction.method.declaration.cut == "model":
         return sum(sizes[operand] for operand in instruction.operands)
     return sizes[call.register]
-
-
-def bytes_read(task: Task, counts: list[tuple[Load, int]], infos: Mapping[tuple[int, str], TensorInfo]) -> int:
-    """Bytes that a task reads, each sweep over a tensor counted."""
-    return sum(infos[load.input, load.key or task.key].nbytes * count for load, count in counts)

@@ -135,6 +135,7 @@ class Declaration:
     - ``shape``: the result's shape, where it is not the first operand's.
     - ``spreads``: whether NaN or infinity in any operand's element always makes that element of the result NaN or
       infinite, as sums and products do: then looking at the result is enough to find them.
+    - ``held``: bytes that the sums of one operand take, where they are more than numbers.
     - ``workspace``: peak of temporary memory beside operands and result, in multiples of one operand.
     """
 
@@ -148,6 +149,7 @@ class Declaration:
     selects: Callable[[KeyFacts, Bindings], bool] | None = None
     first_present: bool = False
     casts: str | None = None
+    held: int = 0
     shape: Callable[[Sequence[tuple[int, ...]], Bindings], tuple[int, ...]] | None = None
     spreads: bool = False
     workspace: float = 2.0

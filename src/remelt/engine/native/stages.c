@@ -58,8 +58,8 @@ int stage_write(struct stage *stage, size_t length, struct call *call)
             pwrite(stage->part.descriptor, stage->buffer + done, length - done, (off_t)(stage->part.offset + done));
         if (is_interrupted(found))
             continue;
-        if (found < 0) {
-            call->error = errno;
+        if (found <= 0) {
+            call->error = found < 0 ? errno : ENOSPC;
             return WRITING_FAILED;
         }
         done += (size_t)found;
