@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import remelt as rm
-from remelt.engine import native, sweeps
+from remelt.engine import device_executor, native, native_executor, sweeps, torch_executor
 from remelt.engine.language import Kernel
+from remelt.engine.tensors import FROM_TORCH
 from remelt.methods import METHODS
 from remelt.planning import cost
 from remelt.recipe.method import Mask, Number, Same, merge_method
 
-EXECUTORS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="not built"))]
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="not built"))
+EXECUTORS = ["torch", "device", NATIVE]
 SPECIAL = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e-40, -1e-45, 3.4e38, 65504.0, 1.0, -2.5, 0.1]
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -111,8 +116,7 @@ def merged(recipe: Any, executor: str, monkeypatch: pytest.MonkeyPatch, **option
         patch.setenv("REMELT_EXECUTOR", "torch" if executor == "methods" else executor)
         if executor == "methods":
             patch.setattr(sweeps.Kernels, "of", lambda *_: None)
-        found: dict[str, torch.Tensor] = rm.merge(recipe, nonfinite="keep", **options)
-        return found
+        return rm.merge(recipe, nonfinite="keep", **options)  # type: ignore[no-any-return]
 
 
 def differing(found: dict[str, torch.Tensor], due: dict[str, torch.Tensor]) -> list[str]:
@@ -138,8 +142,9 @@ def differing(found: dict[str, torch.Tensor], due: dict[str, torch.Tensor]) -> l
         st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]), min_size=3, max_size=3
     ),
     compute=st.sampled_from(["float32", "float32", "float64"]),
-    threads=st.integers(1, 3),
-    tile=st.sampled_from([2**12, 2**14, 2**17]),
+    threads=st.integers(1, 8),
+    tile=st.sampled_from([2**power for power in range(12, 23)]),
+    reading=st.sampled_from(["map", "read", "memory"]),
 )
 def test_a_kernel_gives_the_bits_of_its_methods(
     tree: Expression,
@@ -147,8 +152,10 @@ def test_a_kernel_gives_the_bits_of_its_methods(
     compute: str,
     threads: int,
     tile: int,
+    reading: str,
     executor: str,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     current[:] = [tree]
     if "float" in str(tree):  # these make float32 of anything
@@ -162,12 +169,48 @@ def test_a_kernel_gives_the_bits_of_its_methods(
     whole = recipe_of(*[rm.model(padded(model)) for model in models])
     due = merged(whole, "methods", monkeypatch, compute_dtype=compute, threads=1)
     due = {key: due[key][: tensor.numel()].reshape(tensor.shape) for key, tensor in models[0].items()}
-    recipe = recipe_of(*map(rm.model, models))
+    folder = tmp_path_factory.getbasetemp()
     with monkeypatch.context() as patch:
-        patch.setattr(cost, "TILE", tile)
-        patch.setattr(cost, "SMALLEST_TILE", min(tile, cost.SMALLEST_TILE))
-        found = merged(recipe, executor, monkeypatch, compute_dtype=compute, threads=threads)
+        use_tiles(patch, tile)
+        if reading == "memory":
+            found = merged(
+                recipe_of(*map(rm.model, models)), executor, monkeypatch, compute_dtype=compute, threads=threads
+            )
+        else:
+            patch.setenv("REMELT_READ", reading)
+            paths = [folder / f"kernel-{place}.safetensors" for place in range(3)]
+            for path, model in zip(paths, models, strict=True):
+                save_unaligned(model, path)
+            output = folder / "kernel-out.safetensors"
+            options = {"compute_dtype": compute, "threads": threads, "output": output, "overwrite": True}
+            merged(recipe_of(*map(rm.model, paths)), executor, monkeypatch, **options)
+            loaded = load_file(output)
+            found = {key: loaded[key] for key in due}
     assert differing(found, due) == []
+
+
+def use_tiles(patch: pytest.MonkeyPatch, tile: int) -> None:
+    """Have every executor work in pieces of so many elements."""
+    patch.setattr(cost, "TILE", tile)
+    patch.setattr(cost, "SMALLEST_TILE", min(tile, cost.SMALLEST_TILE))
+    patch.setattr(native_executor, "SLICE", tile)
+    patch.setattr(native_executor, "_COPIED", tile)
+    patch.setattr(device_executor, "TILE", tile)
+    patch.setattr(torch_executor, "_TILE", tile)
+    patch.setattr(torch_executor.DirectExecutor, "tile", tile)
+
+
+def save_unaligned(model: dict[str, torch.Tensor], path: Path) -> None:
+    """A file whose tensors begin at odd offsets, where the format allows that."""
+    data, end = b"", 0
+    header: dict[str, Any] = {}
+    for key, tensor in {"odd": torch.zeros(1, dtype=torch.uint8), **model}.items():
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        dtype = FROM_TORCH[tensor.dtype].name
+        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + len(raw)]}
+        data, end = data + raw, end + len(raw)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 @pytest.fixture
@@ -262,7 +305,7 @@ def test_what_a_type_cuts_off_is_told(executor: str, monkeypatch: pytest.MonkeyP
 
 def test_an_executor_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMELT_EXECUTOR", "abacus")
-    with pytest.raises(rm.OptionError, match="REMELT_EXECUTOR is native or torch, but it is 'abacus'"):
+    with pytest.raises(rm.OptionError, match="REMELT_EXECUTOR is native, torch or device, but it is 'abacus'"):
         rm.merge(rm.model({"w": torch.ones(2)}))
 
 

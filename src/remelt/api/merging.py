@@ -171,7 +171,7 @@ def _run_group(
 ) -> Iterator[Progress]:
     """Run one group up to complete results; those that go to disk are added to ``files``."""
     from remelt.engine.commit import FileOutput
-    from remelt.engine.executor import maps_inputs, uses_native
+    from remelt.engine.executor import executor_for, maps_inputs
     from remelt.engine.finite import FiniteReport
     from remelt.engine.run import Execution, run
     from remelt.engine.sink import MemorySink
@@ -194,7 +194,7 @@ def _run_group(
         sinks=sinks,
         nonfinite=options.nonfinite,  # type: ignore[arg-type]
         device=options.device,
-        native=uses_native(options.device),
+        executor=executor_for(options.device),
         mapped=maps_inputs(cached=cached),
         cached=cached,
         sources=group.sources,

@@ -136,7 +136,7 @@ def _only(plan: Plan, chosen: set[str]) -> Plan:
 
 
 def _run(plan: Plan, group: PreparedGroup, sink: _Comparison, options: MergeOptions) -> None:
-    from remelt.engine.executor import uses_native
+    from remelt.engine.executor import executor_for
     from remelt.engine.finite import FiniteReport
     from remelt.engine.run import Execution, run
 
@@ -146,7 +146,7 @@ def _run(plan: Plan, group: PreparedGroup, sink: _Comparison, options: MergeOpti
         sinks=[sink],
         nonfinite=options.nonfinite,  # type: ignore[arg-type]
         device=options.device,
-        native=uses_native(options.device),
+        executor=executor_for(options.device),
         sources=group.sources,
     )
     for _ in run(plan, execution, FiniteReport()):

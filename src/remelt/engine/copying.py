@@ -18,7 +18,7 @@ _PIECE = 2**20
 
 def copy_bytes(run: TaskRun, sweep: Sweep, start: int, end: int) -> bool:
     """Copy some elements of a task that copies, by the native extension; False where that is not for it."""
-    if not run.task.copy or not run.place.kernels.use_native:
+    if not run.task.copy or run.place.kernels.executor != "native":
         return False
     for position in sweep.outputs:
         register = run.program.outputs[position].register

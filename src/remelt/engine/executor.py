@@ -13,17 +13,19 @@ CHOICE = "REMELT_EXECUTOR"
 READING = "REMELT_READ"
 
 
-def uses_native(device: str) -> bool:
-    """Whether kernels are run by the native extension: where it was built, unless ``REMELT_EXECUTOR`` is ``torch``.
+def executor_for(device: str) -> str:
+    """What runs kernels on a device: ``native`` or ``torch`` on the processor, ``device`` elsewhere.
 
-    Raises `OptionError` where ``REMELT_EXECUTOR`` asks for what is not there.
+    ``REMELT_EXECUTOR`` chooses among them. Raises `OptionError` where it asks for what is not there.
     """
     choice = os.environ.get(CHOICE, "")
-    if choice not in ("", "native", "torch"):
-        raise OptionError(f"{CHOICE} is native or torch, but it is {choice!r}")
+    if choice not in ("", "native", "torch", "device"):
+        raise OptionError(f"{CHOICE} is native, torch or device, but it is {choice!r}")
     if choice == "native" and not native.available():
         raise OptionError(f"{CHOICE} asks for the native executor, which is {native.capability()}")
-    return choice != "torch" and native.available() and device.partition(":")[0] == "cpu"
+    if device.partition(":")[0] != "cpu":
+        return "device"
+    return choice or ("native" if native.available() else "torch")
 
 
 def maps_inputs(*, cached: bool) -> bool:
@@ -52,5 +54,5 @@ def describe_executor(device: str, compute: str) -> str:
     else:
         capability = ""
     version = torch.__version__.partition("+")[0]
-    executor = ("native", native.capability()) if uses_native(device) else ()
+    executor = ("native", native.capability()) if executor_for(device) == "native" else ()
     return " ".join(word for word in ("torch", version, kind, capability, compute, *executor) if word)

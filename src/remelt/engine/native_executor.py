@@ -119,13 +119,15 @@ class NativeExecutor:
 
     def step(self, run: TaskRun) -> int:
         """Elements that one call takes: as many as pass between two looks whether to stop, where nothing is copied."""
+        least = CHUNK if self.kernel.partials else 1
         if math.prod(run.task.shape) <= _COPIED:
-            return _COPIED
+            return max(_COPIED, least)
         copied = any(not source.held and not run.is_streamed(source.register) for source in self.kernel.sources)
         placed = all(target.output is None or run.is_placed(target.output) for target in self.kernel.targets)
         if copied or not placed:
-            return _COPIED
-        return max(SLICE // (1 + len(self.kernel.operations) // _OFTEN) // CHUNK, 1) * CHUNK
+            return max(_COPIED, least)
+        often = SLICE // (1 + len(self.kernel.operations) // _OFTEN)
+        return max(often, least) // least * least
 
     def _run(
         self,

@@ -16,7 +16,7 @@ from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.finite import FiniteReport, NonFinite, is_finite
 from remelt.engine.pages import Pages
-from remelt.engine.scratch import keep_freed_memory
+from remelt.engine.scratch import Scratch, keep_freed_memory
 from remelt.engine.sink import Sink
 from remelt.engine.sweeps import Kernels
 from remelt.engine.tally import Tallies
@@ -51,8 +51,8 @@ class Execution:
     sinks: Sequence[Sink]
     nonfinite: NonFinite = "error"
     device: str = "cpu"
-    native: bool = False
-    """Whether kernels are run by the native extension where it can."""
+    executor: str = "torch"
+    """What runs kernels: ``native``, ``torch``, or ``device`` for the device that is named."""
     mapped: bool = True
     """Whether inputs are looked at where they are mapped, rather than read."""
     cached: bool = True
@@ -105,8 +105,11 @@ class _Run:
             stopped=self.stop.is_set,
             tallies=self.tallies,
             mapped=execution.mapped,
-            kernels=Kernels(use_native=execution.native),
+            kernels=Kernels(execution.executor),
         )
+
+        self.fallback = replace(self.place, device=torch.device("cpu"), kernels=Kernels("torch"), scratch=Scratch())
+        self.in_memory = threading.Lock()
 
     def events(self) -> Iterator[Progress]:
         keep_freed_memory()
@@ -181,10 +184,18 @@ class _Run:
         for planned in (unit.planned, *unit.more):
             if self.execution.nonfinite == "missing":
                 for one in self.replaced(planned):
-                    TaskRun(one, self.place).run(keep=one is planned)
+                    self.run_whole(one, keep=one is planned)
             else:
-                TaskRun(planned, self.place).run(unit.start, unit.stop)
+                self.run_whole(planned, unit.start, unit.stop)
         return ()
+
+    def run_whole(self, planned: PlannedTask, start: int = 0, stop: int | None = None, *, keep: bool = True) -> None:
+        """Run a task on the device, or, where that has no room for it, in memory: one such task at a time."""
+        try:
+            TaskRun(planned, self.place).run(start, stop, keep=keep)
+        except torch.OutOfMemoryError:
+            with self.in_memory:
+                TaskRun(planned, self.fallback).run(start, stop, keep=keep)
 
     def share(self, unit: Unit, shared: SharedTask) -> Sequence[Unit]:
         """Do a slice of a pass; the slices of the next one, where this was the last of it."""

@@ -31,18 +31,21 @@ class Sample:
             values = torch.randn(PADDING, generator=drawn, dtype=torch.float64)
             values[:4] = torch.tensor([0.0, -0.0, 1.0, -1.0])
             self.sources.append(values.to(TORCH[source.dtype]))
-        by_register = {source.register: values for source, values in zip(kernel.sources, self.sources, strict=True)}
+        device = run.place.device
+        by_register = {
+            one.register: values.to(device) for one, values in zip(kernel.sources, self.sources, strict=True)
+        }
         methods = _sampled(run, by_register)
         found = methods.evaluate(sweep, 0, PADDING, PADDING)
         self.targets = []
         for target in kernel.targets:
             register = target.register if target.output is None else run.program.outputs[target.output].register
             assert register is not None
-            self.targets.append(found[register].to(TORCH[target.dtype]))
+            self.targets.append(found[register].to(TORCH[target.dtype]).cpu())
         sums: dict[int, dict[str, torch.Tensor]] = {}
         for register, number in sweep.reductions:
             methods.reduce(register, number, found, 0, PADDING, sums.setdefault(register, {}))
-        self.sums = [sums[partial.register][partial.name] for partial in kernel.partials]
+        self.sums = [sums[partial.register][partial.name].cpu() for partial in kernel.partials]
 
     def agrees(self, targets: Sequence[torch.Tensor], sums: Sequence[torch.Tensor] = ()) -> bool:
         """Whether an executor gives the same bits, and the same sums but for the order of adding."""

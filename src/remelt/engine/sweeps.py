@@ -20,6 +20,7 @@ from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Sweep
 
 if TYPE_CHECKING:
+    from remelt.engine.device_executor import DeviceExecutor
     from remelt.engine.native_executor import NativeExecutor
     from remelt.engine.tiles import TaskRun
 
@@ -42,8 +43,9 @@ class Executor(Protocol):
 class Kernels:
     """The kernels of a merge: traced at the first key of each kind, and found again for the others."""
 
-    def __init__(self, *, use_native: bool = False) -> None:
-        self.use_native = use_native
+    def __init__(self, executor: str = "torch") -> None:
+        self.executor = executor
+        """``native``, ``torch`` or ``device``."""
         self._found: dict[int, tuple[Sweep, Executor | None]] = {}
         """By the identity of a sweep, which all keys of one kind share: of one program and the same element types."""
         self._lock = threading.Lock()
@@ -59,7 +61,7 @@ class Kernels:
         return known[1]
 
     def _make(self, run: TaskRun, sweep: Sweep) -> Executor | None:
-        if run.task.copy or run.place.device.type != "cpu":
+        if run.task.copy:
             return None
         instructions = run.program.instructions
         sources = {
@@ -72,7 +74,13 @@ class Kernels:
         if kernel is None or (numbers := run.numbers_of(kernel)) is None:
             return None
         sample = Sample(kernel, run, sweep)
-        if self.use_native and (made := _native(kernel)) is not None and sample.agrees(*made.sample(sample, numbers)):
+        if self.executor == "device":
+            return _on_device(kernel, sample, numbers, run.place.device)
+        if (
+            self.executor == "native"
+            and (made := _native(kernel)) is not None
+            and sample.agrees(*made.sample(sample, numbers))
+        ):
             return made
         executor = next((one for one in torch_executors(kernel) if _agrees(one, sample, numbers, run)), None)
         run.place.scratch.reset()
@@ -86,6 +94,15 @@ def _agrees(executor: TorchExecutor | DirectExecutor, sample: Sample, numbers: S
     except (RuntimeError, TypeError):  # this version of torch has no such function
         return False
     return sample.agrees(found, totals(sums))
+
+
+def _on_device(kernel: Kernel, sample: Sample, numbers: Sequence[float], device: torch.device) -> DeviceExecutor | None:
+    from remelt.engine.device_executor import DeviceExecutor
+
+    if not DeviceExecutor.suits(kernel, device):
+        return None
+    made = DeviceExecutor(kernel, device)
+    return made if sample.agrees(*made.sample(sample.sources, numbers)) else None
 
 
 def _native(kernel: Kernel) -> NativeExecutor | None:
