@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +12,7 @@ from remelt.core.dtype import DType
 from remelt.engine import device_executor
 from remelt.engine.device_executor import DeviceExecutor
 from remelt.engine.language import Kernel, Operation, Source, Target
-from remelt.methods import METHODS
-from remelt.recipe.method import Same, merge_method
+from remelt.engine.tiles import TaskRun
 
 CPU = torch.device("cpu")
 SIZE = 2**18 + 77
@@ -52,23 +51,22 @@ def test_tiles_that_travel_give_what_those_in_memory_give(name: str, monkeypatch
 
 
 def test_a_step_that_the_device_has_no_room_for_is_done_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
+    tried: list[str] = []
+    run = TaskRun.run
 
-    @merge_method(cut="tensor", name="needs_room")
-    def needs_room(a: Same) -> Same:
-        tried.append(a.numel())
-        if len(tried) % 2:
+    def has_room_in_memory(task: TaskRun, *given: Any, **named: Any) -> None:
+        tried.append(f"{task.task.key} by {task.place.kernels.executor}")
+        if task.place.kernels.executor == "device":
             raise torch.OutOfMemoryError("no room")
-        return 2 * a
+        run(task, *given, **named)
 
-    module = ModuleType("specimens_of_room")
-    vars(module)["needs_room"] = needs_room
-    METHODS.add_module(module)
+    expected = rm.merge(recipes()["element"])
+    monkeypatch.setattr(TaskRun, "run", has_room_in_memory)
     monkeypatch.setenv("REMELT_EXECUTOR", "device")
-    given = model(1)
-    found = rm.merge(needs_room(rm.model(given)), threads=1)
-    assert tried == [SIZE, SIZE, 21, 21]
-    assert torch.equal(found["v"], 2 * given["v"])
+    found = rm.merge(recipes()["element"], threads=1)
+    assert tried == ["w by device", "w by torch", "v by device", "v by torch"]
+    for key, value in expected.items():
+        assert torch.equal(found[key], value)
 
 
 @pytest.mark.parametrize(
