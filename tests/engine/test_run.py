@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,9 @@ import torch
 import remelt as rm
 from remelt.api import merging
 from remelt.engine import native
+from remelt.engine import run as engine_run
+from remelt.engine.known import Fold
+from remelt.engine.units import Queue
 from remelt.methods import METHODS
 from remelt.planning import cost
 
@@ -202,3 +206,62 @@ def test_stopping_early_stops_the_threads(tmp_path: Path, write_model: Any) -> N
         running.close()
     assert threading.active_count() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.safetensors", "2.safetensors"]
+
+
+def test_interrupts_wait_for_the_threads() -> None:
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    joined: list[None] = []
+
+    class Interrupted(threading.Thread):
+        ident = 1
+
+        def is_alive(self) -> bool:
+            return thread.is_alive()
+
+        def join(self, timeout: float | None = None) -> None:
+            joined.append(None)
+            if len(joined) > 2:
+                ended.set()
+                thread.join()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine_run._join([Interrupted()])
+    assert not thread.is_alive()
+    assert len(joined) == 3
+
+
+@pytest.mark.parametrize("executor", ["native", "torch"])
+def test_histograms_of_many_slices_take_no_more_than_the_plan_says(
+    executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if executor == "native" and not native.available():
+        pytest.skip("the native executor is not built")
+    monkeypatch.setenv("REMELT_EXECUTOR", executor)
+    held: list[int] = []
+    add = Fold.add
+
+    def watched(fold: Fold, start: int, found: Any) -> None:
+        add(fold, start, found)
+        held.append(sum(value.nbytes for counts in fold._counts.values() for value in counts.values()))
+        assert not any(values for part in fold._parts.values() for values in part.values())
+
+    monkeypatch.setattr(Fold, "add", watched)
+    a, b, c = ({"w": torch.randn(2**24, generator=torch.Generator().manual_seed(seed)).half()} for seed in range(3))
+    base = rm.model(a)
+    rm.merge(base + rm.ties_sum(rm.model(b) - base, rm.model(c) - base, k=0.3), threads=3)
+    assert len(held) == 3 * 4
+    assert set(held) == {2 * 8 * 2**16, 0}
+
+
+def test_a_result_in_memory_leaves_the_rest_of_the_budget_to_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    begin = Queue.__init__
+    monkeypatch.setattr(
+        Queue, "__init__", lambda queue, units, budget: (given.append(budget), begin(queue, units, budget))[1]
+    )
+    model = {f"w{place}": torch.randn(2**20) for place in range(8)}
+    rm.merge(rm.weighted_sum(rm.model(model), rm.model(model)), memory="40MiB", threads=8)
+    assert given == [8 * 2**20]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -107,6 +108,13 @@ class NativeExecutor:
         if sums is not None and self.limited:
             largest = sums[:, len(self.sums) :].max(axis=0, initial=0.0)
             too_large = {place for place, found in zip(self.limited, largest, strict=True) if found > HIGHEST_E4M3}
+        too_large |= {
+            place
+            for place, target in enumerate(kernel.targets)
+            if target.dtype is DType.F8_E4M3
+            and isinstance(target.value, Number)
+            and abs(numbers[target.value.index]) > HIGHEST_E4M3
+        }
         for store, place in enumerate(self.stores):
             position = kernel.targets[place].output
             if position is None:
@@ -143,12 +151,26 @@ class NativeExecutor:
         try:
             return native.run(self.program, numbers, inputs, outputs, size, start=begin, sums=sums, histogram=histogram)
         except EOFError:
-            raise cut_short(f"an input's {run.task.key}") from None
+            raise cut_short(self._named(run, inputs)) from None
         except OSError as error:
             if error.filename == "input":
-                raise FormatError(f"an input's {run.task.key} cannot be read: {error.strerror}") from error
+                raise FormatError(
+                    f"{self._named(run, inputs)} cannot be read: {error.strerror}",
+                    hint="merge again once its disk answers: what is done is kept",
+                ) from error
             root, key, _ = run.task.outputs[0]
             raise run.place.sinks[root].refused(key, error) from error
+
+    def _named(self, run: TaskRun, inputs: list[Any]) -> str:
+        """The tensor that could not be read, and the inputs it may be of: those that are too short, if any."""
+        read, short = [], []
+        for source, memory in zip(self.kernel.sources, inputs, strict=True):
+            load = run.program.instructions[source.register]
+            if isinstance(load, Load) and isinstance(memory, tuple):
+                read.append(run.place.labels[load.input])
+                if os.fstat(memory[0]).st_size < memory[1] + memory[2]:
+                    short.append(read[-1])
+        return f"{run.task.key} of {' or '.join(dict.fromkeys(short or read))}"
 
     def _place(self, run: TaskRun, position: int, begin: int, end: int) -> Any:
         """Where a target's elements go: a file, memory, or a buffer of this thread that is written then."""
