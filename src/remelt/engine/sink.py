@@ -19,8 +19,8 @@ from remelt.engine.tensors import TORCH
 from remelt.errors import OutputError, RunError
 from remelt.formats.layout import FileLayout
 
-_WRITE = 2**18
-"""Bytes that are written at once, at multiples of it: where the system's cache takes them quickest."""
+_WRITE = 2**21
+"""Bytes of a call of the system: between two of them, threads hand Python's lock to each other."""
 _READ = 2**18
 _UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 """What file systems say that reserve nothing."""
@@ -158,7 +158,7 @@ class FileSink:
 
     def _put(self, offset: int, data: memoryview) -> None:
         while len(data):
-            written = self._write_at(data[: _WRITE - offset % _WRITE], offset)
+            written = self._write_at(data[:_WRITE], offset)
             if not written:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             data, offset = data[written:], offset + written

@@ -69,10 +69,10 @@ def require_same(case: Case, found: Tensor, expected: Tensor, law: str, how: str
 def require_sums(
     name: str, whole: Mapping[str, Tensor], parts: Mapping[str, Tensor], empty: Mapping[str, Tensor]
 ) -> None:
-    law = "a reduction gives float64 sums by the same names for any slice"
+    law = "a reduction gives sums in float64, or counts in int64, by the same names for any slice"
     require(set(whole) == set(parts) == set(empty), law, f"{name} gave {sorted(whole)} and {sorted(empty)}")
     for key, value in whole.items():
-        right = isinstance(value, Tensor) and value.dtype == torch.float64
+        right = isinstance(value, Tensor) and value.dtype in (torch.float64, torch.int64)
         require(right, law, f"{name} gave {value.dtype if isinstance(value, Tensor) else type(value).__name__} {key!r}")
         law_of_sums = "a reduction's partial sums add up to the whole's"
         require(
