@@ -260,7 +260,7 @@ def _in_float32(a: Tensor) -> Mapping[str, Tensor]:
     return {"total": a.float().sum()}
 
 
-@caught_by(SUMS, "gives sums in float64, or counts in int64, by the same names for any slice: by_float32 gave torch.float32 'total'")
+@caught_by(SUMS, "or counts in int64, by the same names for any slice: by_float32 gave torch.float32 'total'")
 @merge_method(cut="element", reductions=(_in_float32,))
 def by_float32(a: Same, *, sums: Sums) -> Same:
     return a + float(sums["total"])
