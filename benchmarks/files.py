@@ -160,13 +160,3 @@ def total_bytes(paths: list[Path]) -> int:
     """Bytes of files, and of the files in folders."""
     files = [file for path in paths for file in (path.iterdir() if path.is_dir() else (path,))]
     return sum(file.stat().st_size for file in files)
-
-
-def warm(paths: list[Path]) -> None:
-    """Read files once, so that they are in the page cache."""
-    buffer = bytearray(8 << 20)
-    for path in paths:
-        for file in sorted(path.iterdir()) if path.is_dir() else (path,):
-            with open(file, "rb", buffering=0) as opened:
-                while opened.readinto(buffer):
-                    pass

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from files import total_bytes, warm
+from files import total_bytes
 from machine import memory_bytes
 from peers import MERGEKIT_SETTINGS
 from processes import Processes, Run
@@ -117,7 +117,6 @@ class Bench:
         if job.tool == "mergekit" and not result.setting:
             self._try_settings(job, result)
         if not result.word:
-            warm(self.processes.files.paths(job.family, job.models))
             self._keep(job, result, self.processes.run(job, result.setting))
 
     def _is_due(self, job: Job, turn: int) -> bool:

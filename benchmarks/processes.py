@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from files import ModelFiles
+from pages import freshen, warm
 from peers import Peers, mergekit_command, mergekit_config
 from rows import Job
 from runner import REPORT
@@ -57,6 +58,8 @@ class Processes:
         self.output.mkdir(parents=True)
         if job.synced:
             os.sync()  # what others have written is not to be waited for within the time
+        warm(models)
+        freshen(self.output, self.files.size(job.family))
         try:
             if job.tool == "copy":
                 return self._copy(job, models[0])
@@ -150,6 +153,7 @@ class Processes:
             "text": str(self.output / "recipe.mecha"),
             "threads": self.threads,
             "synced": job.synced,
+            "fresh": self.files.size(job.family),
             "options": dict(job.options),
         }
 

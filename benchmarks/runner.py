@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pages import freshen, warm
+
 INTERVAL = 0.005
 """Seconds between two looks at the memory."""
 
@@ -71,7 +73,7 @@ def by_remelt(job: dict[str, Any]) -> dict[str, Any]:
     if recipe is None:
         return absent()
     import_all()
-    return measured(idle, partial(remelt.merge, recipe, job["output"], threads=job["threads"], **job["options"]))
+    return measured(job, idle, partial(remelt.merge, recipe, job["output"], threads=job["threads"], **job["options"]))
 
 
 def by_planning(job: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def by_planning(job: dict[str, Any]) -> dict[str, Any]:
     if recipe is None:
         return absent()
     import_all()
-    return measured(idle, partial(remelt.plan, recipe, job["output"], threads=job["threads"], **job["options"]))
+    return measured(job, idle, partial(remelt.plan, recipe, job["output"], threads=job["threads"], **job["options"]))
 
 
 def by_command_line(job: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def by_sd_mecha(job: dict[str, Any]) -> dict[str, Any]:
         threads=job["threads"],
         output=Path(job["output"]),
     )
-    return measured(idle, merge)
+    return measured(job, idle, merge)
 
 
 def by_hand(job: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def by_hand(job: dict[str, Any]) -> dict[str, Any]:
         merged = {key: ((1 - 0.3) * a[key].float() + 0.3 * b[key].float()).half() for key in a}
         save_file(merged, job["output"])
 
-    return measured(idle, merge)
+    return measured(job, idle, merge)
 
 
 def our_recipe(job: dict[str, Any]) -> Any:
@@ -186,8 +188,10 @@ def absent() -> dict[str, Any]:
     return {"absent": "not there yet"}
 
 
-def measured(idle: int | None, merge: Callable[[], Any]) -> dict[str, Any]:
+def measured(job: dict[str, Any], idle: int | None, merge: Callable[[], Any]) -> dict[str, Any]:
     """Run, and report the seconds, those of processors, and the peak of anonymous memory above the idle interpreter."""
+    warm(Path(path) for path in job["models"])
+    freshen(Path(job["output"]).parent, job["fresh"])
     with Watch() as watch:
         begun, worked = time.perf_counter(), time.process_time()
         merge()
