@@ -21,9 +21,9 @@ from remelt.planning.cost import CHUNK
 BINS = 2**16
 _BLOCK = 2**16
 """Elements that are computed at a time: fewer cost calls, and more do not stay in the second cache."""
-_TILE = 2**18
+_TILE = 2**20
 _COUNTED_TILE = 2**18
-_DIRECT_TILE = 2**19
+_DIRECT_TILE = 2**20
 """Elements of a call: each one costs that two threads hand Python's lock to each other."""
 
 Sums = list[list[float] | torch.Tensor]
