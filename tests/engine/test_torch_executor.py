@@ -10,7 +10,8 @@ import torch
 
 import remelt as rm
 from remelt.core.dtype import DType
-from remelt.engine import sweeps, torch_executor
+from remelt.engine import torch_executor
+from remelt.engine.known import add_part
 from remelt.engine.language import Kernel, Number, Operation, Partial, Scalar, Source, Target
 from remelt.engine.scratch import Scratch
 from remelt.engine.torch_executor import TorchExecutor, torch_executors
@@ -107,7 +108,7 @@ def sums_of(kernel: Kernel, compiled: Callable[[str], Any], source: torch.Tensor
     for part in source.split(tile) if source.numel() else [source]:
         _, sums, _ = executor.run([part], numbers, part.numel(), Scratch(), looks=False)
         for place, one in enumerate(sums):
-            sweeps._add(found, str(place), one)
+            add_part(found, str(place), one)
     return [torch.as_tensor(value, dtype=torch.float64) for value in found.values()]
 
 

@@ -39,7 +39,7 @@ class Profile:
 
     def record(self) -> dict[str, Any]:
         """All of it for programs."""
-        return {**asdict(self), "tally": asdict(self.tally)}
+        return asdict(self)
 
     def lines(self) -> list[str]:
         """All of it for people."""

@@ -36,8 +36,6 @@ def copy_bytes(run: TaskRun, sweep: Sweep, start: int, end: int) -> bool:
             if not finite and not run.spoiled:
                 run.blame(load, tensor_over(data, dtype))
             run.put(position, begin, data)
-            tally = run.place.tallies.mine()
-            tally.read += len(data)
-            tally.written += len(data)
-            run.checksums[position] += checksum
+            run.place.tallies.mine().read += len(data)
+            run.settled_part(position, len(data), finite=True, checksum=checksum)
     return True

@@ -16,6 +16,7 @@ import torch
 from remelt.check.program import Load
 from remelt.core.dtype import DType
 from remelt.engine.finite import is_finite
+from remelt.engine.known import add_part
 from remelt.engine.language import BY_TORCH, COMPARISONS, LOGIC, Kernel, Number, Operand, Operation, Partial, last_uses
 from remelt.engine.tensors import TORCH
 from remelt.engine.torch_program import PADDING
@@ -77,7 +78,7 @@ class DeviceExecutor:
             if target.output is not None and result is not None:
                 run.write(target.output, result, begin)
         for partial, part in zip(kernel.partials, sums, strict=True):
-            _add(run.partials.setdefault(partial.register, {}), partial.name, partial, part)
+            add_part(run.partials.setdefault(partial.register, {}), partial.name, part)
 
     def run(self, sources: Sequence[torch.Tensor], numbers: Sequence[float]) -> dict[int, torch.Tensor]:
         """The results that targets and sums need, of sources on the device, with something behind their ends.
@@ -103,7 +104,7 @@ class DeviceExecutor:
         targets = [one.to(TORCH[target.dtype]).cpu() for one, target in zip(values, self.kernel.targets, strict=True)]
         totals: dict[str, Any] = {}
         for place, partial in enumerate(self.kernel.partials):
-            _add(totals, str(place), partial, self._partial(partial, found[partial.value], numbers))
+            add_part(totals, str(place), self._partial(partial, found[partial.value], numbers))
         return targets, [torch.as_tensor(value, dtype=torch.float64) for value in totals.values()]
 
     def _value(
@@ -158,7 +159,7 @@ class DeviceExecutor:
             yield stream
 
     @staticmethod
-    def _partial(partial: Partial, values: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
+    def _partial(partial: Partial, values: torch.Tensor, numbers: Sequence[float]) -> list[float] | torch.Tensor:
         """A tile's sums by chunk, or its histogram, in memory."""
         if partial.bins == "upper":
             return upper_histogram(values).cpu()
@@ -166,23 +167,13 @@ class DeviceExecutor:
             assert partial.within is not None
             return lower_histogram(values, numbers[partial.within.index]).cpu()
         padded = torch.nn.functional.pad(values, (0, -len(values) % CHUNK))
-        return padded.view(-1, CHUNK).sum(1).cpu()
+        sums: list[float] = padded.view(-1, CHUNK).sum(1).tolist()
+        return sums
 
 
 def _travels(dtype: DType) -> torch.dtype:
     """The type in which a result comes back: its own, unless that cuts off what is too large without a trace."""
     return torch.float32 if dtype is DType.F8_E4M3 else TORCH[dtype]
-
-
-def _add(found: dict[str, Any], name: str, partial: Partial, part: torch.Tensor) -> None:
-    """Add chunks' sums to those before, one after the other, or the counts of a histogram."""
-    if partial.bins:
-        found[name] = found[name] + part if name in found else part
-        return
-    total = found.get(name, 0.0)
-    for value in part.tolist():
-        total += value
-    found[name] = total
 
 
 def _computed(operation: Operation, found: dict[int, torch.Tensor], numbers: Sequence[float]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,17 @@ from remelt.recipe.signature import conclude
 
 Partials = dict[int, dict[str, Any]]
 """What a slice adds to the sums of each register with reductions, by name: numbers, or tensors."""
+
+
+def add_part(found: dict[str, Any], name: str, part: Sequence[float] | torch.Tensor) -> None:
+    """Add chunks' sums to those before, one after the other, or the counts of a histogram."""
+    if isinstance(part, torch.Tensor):
+        found[name] = found[name].add_(part) if name in found else part
+        return
+    total = found.get(name, 0.0)
+    for value in part:
+        total += value
+    found[name] = total
 
 
 class Fold:

@@ -16,7 +16,7 @@ from remelt.check.program import Load
 from remelt.core.dtype import DType
 from remelt.engine import native
 from remelt.engine.finite import HIGHEST_E4M3
-from remelt.engine.known import Partials
+from remelt.engine.known import Partials, add_part
 from remelt.engine.language import Kernel, Number, Operand, Operation, Partial
 from remelt.engine.tensors import TORCH, bytes_of
 from remelt.engine.torch_program import PADDING
@@ -185,16 +185,10 @@ class NativeExecutor:
         """Add the chunks' sums to those before, one after the other, and the histograms."""
         if sums is not None:
             for place, one in enumerate(self.sums):
-                found = partials.setdefault(one.register, {})
-                total = found.get(one.name, 0.0)
-                for value in sums[:, place].tolist():
-                    total += value
-                found[one.name] = total
+                add_part(partials.setdefault(one.register, {}), one.name, sums[:, place].tolist())
         if histograms is not None:
             for place, one in enumerate(self.histograms):
-                found = partials.setdefault(one.register, {})
-                counts = torch.from_numpy(histograms[place])
-                found[one.name] = found[one.name] + counts if one.name in found else counts
+                add_part(partials.setdefault(one.register, {}), one.name, torch.from_numpy(histograms[place]))
 
     def _buffer(self, place: int, size: int) -> np.ndarray:
         buffers: dict[int, np.ndarray] = self._local.__dict__.setdefault("buffers", {})

@@ -75,7 +75,7 @@ def _join(threads: Sequence[threading.Thread]) -> None:
     """Wait for all threads, also through interrupts, which are raised then: what they use is not closed before."""
     interrupted = None
     for thread in threads:
-        while thread.ident is not None and thread.is_alive():
+        while thread.is_alive():
             try:
                 thread.join()
             except KeyboardInterrupt as error:

@@ -10,10 +10,11 @@ import torch
 
 from remelt.check.program import Apply, Bundle, Load, Register
 from remelt.engine.finite import is_finite
+from remelt.engine.known import add_part
 from remelt.engine.language import Kernel, Source
 from remelt.engine.sample import Sample
 from remelt.engine.tensors import FROM_TORCH
-from remelt.engine.torch_executor import BINS, DirectExecutor, Sums, TorchExecutor, torch_executors
+from remelt.engine.torch_executor import DirectExecutor, Sums, TorchExecutor, torch_executors
 from remelt.engine.torch_program import PADDING
 from remelt.engine.tracing import trace
 from remelt.planning.cost import CHUNK
@@ -118,21 +119,8 @@ def totals(sums: Sums) -> list[torch.Tensor]:
     """What a run by torch adds to each sum, all chunks together."""
     found: dict[str, Any] = {}
     for place, part in enumerate(sums):
-        _add(found, str(place), part)
+        add_part(found, str(place), part)
     return [torch.as_tensor(value, dtype=torch.float64) for value in found.values()]
-
-
-def _add(found: dict[str, Any], name: str, part: list[float] | torch.Tensor) -> None:
-    """Add chunks' sums to those before, one after the other, or the counts of a histogram."""
-    if isinstance(part, torch.Tensor):
-        if name not in found:
-            found[name] = torch.zeros(BINS, dtype=torch.int64)
-        found[name][: len(part)] += part
-        return
-    total = found.get(name, 0.0)
-    for value in part:
-        total += value
-    found[name] = total
 
 
 class TorchTiles:
@@ -179,7 +167,7 @@ class TorchTiles:
             elif target.register is not None:
                 run.whole[target.register].view(-1)[begin:end] = values
         for partial, found in zip(self.kernel.partials, sums, strict=True):
-            _add(run.partials.setdefault(partial.register, {}), partial.name, found)
+            add_part(run.partials.setdefault(partial.register, {}), partial.name, found)
         run.place.scratch.reset()
 
 

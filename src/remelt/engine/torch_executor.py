@@ -162,7 +162,7 @@ def _histogram(magnitudes: torch.Tensor, partial: Partial, numbers: Sequence[flo
     bits = magnitudes.view(torch.int32)
     if partial.bins == "upper":
         upper = torch.bitwise_right_shift(bits, 16, out=bits)
-        return torch.bincount(upper, minlength=BINS // 2)  # the upper half has no sign
+        return torch.bincount(upper, minlength=BINS)
     assert partial.within is not None
     lowest = int(numbers[partial.within.index]) << 16
     lower = bits.numpy().view(np.uint32)
