@@ -71,8 +71,10 @@ RECIPES: dict[str, Callable[[Path], Any]] = {
         models(folder, 1)[0] + rm.ties_sum(*(model - models(folder, 1)[0] for model in models(folder, 4)[1:]), k=0.2)
     ),
 }
-PASSES = {"slerp": 2, "ties trimmed": 3}
+PASSES = {"slerp": 2, "ties trimmed": 2}
 """How often a recipe reads its inputs, where that is not once."""
+SAMPLED = {"ties trimmed": 4 * 2 * (20 * 2**18 + 2**17)}
+"""Bytes that are read beside: all of small tensors, and samples of large ones."""
 
 
 def counted(recipe: Any, output: Path, **options: Any) -> tuple[Merged, Tally]:
@@ -91,8 +93,8 @@ def test_each_pass_reads_each_byte_once_and_each_byte_is_written_once(
     merged, tally = counted(RECIPES[name](folder), tmp_path / "out.safetensors")
     plan = merged.plans[0]
     needed = sum(given.size for given in plan.inputs) * PASSES.get(name, 1)
-    assert plan.bytes_read == needed
-    assert tally.read == needed
+    assert tally.read == needed + SAMPLED.get(name, 0)
+    assert plan.bytes_read <= tally.read <= 1.01 * plan.bytes_read
     assert tally.written == sum(info.nbytes for output in plan.outputs for info in output.tensors.values())
 
 
@@ -128,7 +130,7 @@ def test_no_more_is_read_than_each_pass_needs_in_whatever_order_the_inputs_are(
     before = system_counts()
     merged, tally = counted(recipe, tmp_path / "out.safetensors")
     found = system_counts()["rchar"] - before["rchar"]
-    assert tally.read == merged.plans[0].bytes_read
+    assert tally.read <= 1.01 * merged.plans[0].bytes_read
     assert tally.read <= found <= 1.05 * tally.read
 
 

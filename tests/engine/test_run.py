@@ -20,6 +20,7 @@ from remelt.engine import run as engine_run
 from remelt.engine.known import Fold
 from remelt.engine.units import Queue
 from remelt.methods import METHODS
+from remelt.methods.selection import HELD
 from remelt.planning import cost
 
 
@@ -252,8 +253,8 @@ def test_histograms_of_many_slices_take_no_more_than_the_plan_says(
     a, b, c = ({"w": torch.randn(2**24, generator=torch.Generator().manual_seed(seed)).half()} for seed in range(3))
     base = rm.model(a)
     rm.merge(base + rm.ties_sum(rm.model(b) - base, rm.model(c) - base, k=0.3), threads=3)
-    assert len(held) == 3 * 4
-    assert set(held) == {2 * 8 * 2**16, 0}
+    assert len(held) == 1 + 4 + 4
+    assert 2 * 8 * 2**18 <= max(held) <= 2 * cost._COPIES * HELD
 
 
 def test_a_result_in_memory_leaves_the_rest_of_the_budget_to_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:

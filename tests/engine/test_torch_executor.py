@@ -16,7 +16,7 @@ from remelt.engine.language import Kernel, Number, Operation, Partial, Scalar, S
 from remelt.engine.scratch import Scratch
 from remelt.engine.torch_executor import TorchExecutor, torch_executors
 from remelt.engine.torch_program import Program, interpreted, scripted
-from remelt.methods.selection import lower_histogram, upper_histogram
+from remelt.methods.selection import UPPER_BINS, upper_histogram, window_histogram
 
 COMPILED = [scripted, interpreted]
 SPECIAL = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e-40, -1e-45, 3.4e38, 1.0, -2.5, 0.1])
@@ -118,17 +118,17 @@ def test_sums_and_histograms_are_the_same_for_any_tile(size: int, compiled: Call
     source = torch.randn(size, generator=torch.Generator().manual_seed(5))
     source[: len(SPECIAL)] = SPECIAL[:size]
     finite = source.nan_to_num(0.0, 0.0, 0.0).clamp(-1e3, 1e3)
-    upper = 0x3F80
+    row = 0x3F8000
     kernel = kernel_of(
         load(0),
         Operation("convert", (0,), "double"),
         Operation("mul", (1, 1), "double"),
         Operation("add", (2, Number(1)), "double"),
-        constants=(float(upper), 1.5),
+        constants=(float(row), 1.5),
         partials=(
-            Partial(0, 0, "coarse", bins="upper"),
+            Partial(0, 0, "coarse", bins=UPPER_BINS),
             Partial(2, 0, "squares"),
-            Partial(0, 0, "fine", bins="lower", within=Number(0)),
+            Partial(0, 0, "fine", bins=2**16, begin=Number(0)),
             Partial(3, 0, "more"),
         ),
     )
@@ -137,7 +137,7 @@ def test_sums_and_histograms_are_the_same_for_any_tile(size: int, compiled: Call
         again = sums_of(kernel, compiled, finite, tile)
         assert all(map(torch.equal, again, (coarse, squares, fine, more)))
     assert torch.equal(coarse, upper_histogram(finite))
-    assert torch.equal(fine, lower_histogram(finite, upper))
+    assert torch.equal(fine, window_histogram(finite, row, 2**16))
     assert float(squares) == pytest.approx(float(finite.double().square().sum()), rel=1e-12)
     assert float(more) == pytest.approx(float((finite.double().square() + 1.5).sum()), rel=1e-12)
     counted = sums_of(kernel, compiled, source, 2**16)

@@ -146,6 +146,7 @@ def powered(a: Same, *, power: Number = 2.0, other: Number = 1.0, sums: Sums) ->
 
 
 def test_a_reduction_gets_the_values_that_it_asks_for() -> None:
-    assert reduce_tile(powered, weighted, [tensor([2.0])], {"power": 3.0, "other": 9.0}, {})["total"] == 80
-    assert reduce_tile(powered, weighted, [tensor([2.0])], {}, {"x": 1})["total"] == 41
+    (reduction,) = powered.declaration.reductions
+    assert reduce_tile(powered, reduction, [tensor([2.0])], {"power": 3.0, "other": 9.0}, {})["total"] == 80
+    assert reduce_tile(powered, reduction, [tensor([2.0])], {}, {"x": 1})["total"] == 41
     assert powered.on(tensor([2.0]), power=1.0).tolist() == [40.0]

@@ -128,7 +128,7 @@ def describe_method(method: Method[..., Any]) -> dict[str, Any]:
         "arguments": {parameter.name: parameter.kind for parameter in method.parameters},
         "returns": method.returns,
         "cut": method.declaration.cut,
-        "reductions": len(method.declaration.reductions),
+        "reductions": method.declaration.passes,
         "documentation": method.documentation,
     }
 

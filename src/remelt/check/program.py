@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remelt.core.dtype import DType
-from remelt.recipe.method import Method
+from remelt.recipe.method import Method, Reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Apply:
     cast: DType | None = None
 
     @property
-    def reductions(self) -> tuple[Callable[..., Any], ...]:
+    def reductions(self) -> Sequence[Reduction]:
         """The rounds of reductions that this call needs."""
         declaration = self.method.declaration
         if declaration.reduces is None or any(isinstance(argument, Slot) for _, argument in self.kwargs):

@@ -20,7 +20,7 @@ from remelt.engine.known import add_part
 from remelt.engine.language import BY_TORCH, COMPARISONS, LOGIC, Kernel, Number, Operand, Operation, Partial, last_uses
 from remelt.engine.tensors import TORCH
 from remelt.engine.torch_program import PADDING
-from remelt.methods.selection import lower_histogram, upper_histogram
+from remelt.methods.selection import upper_histogram, window_histogram
 from remelt.planning.cost import CHUNK
 
 if TYPE_CHECKING:
@@ -161,11 +161,10 @@ class DeviceExecutor:
     @staticmethod
     def _partial(partial: Partial, values: torch.Tensor, numbers: Sequence[float]) -> list[float] | torch.Tensor:
         """A tile's sums by chunk, or its histogram, in memory."""
-        if partial.bins == "upper":
+        if partial.begin is not None:
+            return window_histogram(values, numbers[partial.begin.index], partial.bins).cpu()
+        if partial.bins:
             return upper_histogram(values).cpu()
-        if partial.bins == "lower":
-            assert partial.within is not None
-            return lower_histogram(values, numbers[partial.within.index]).cpu()
         padded = torch.nn.functional.pad(values, (0, -len(values) % CHUNK))
         sums: list[float] = padded.view(-1, CHUNK).sum(1).tolist()
         return sums

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from remelt.check.program import Apply
+from remelt.recipe.method import ELEMENTS
 from remelt.recipe.signature import conclude
 
 Partials = dict[int, dict[str, Any]]
@@ -18,12 +19,17 @@ Partials = dict[int, dict[str, Any]]
 def add_part(found: dict[str, Any], name: str, part: Sequence[float] | torch.Tensor) -> None:
     """Add chunks' sums to those before, one after the other, or the counts of a histogram."""
     if isinstance(part, torch.Tensor):
-        found[name] = found[name].add_(part) if name in found else part
+        found[name] = _more(found[name], part) if name in found else part
         return
     total = found.get(name, 0.0)
     for value in part:
         total += value
     found[name] = total
+
+
+def _more(counts: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """The counts of two parts: those of one are fewer than fill 32 bits, but not those of all."""
+    return (counts.long() if counts.dtype is torch.int32 else counts).add_(part)
 
 
 class Fold:
@@ -47,7 +53,7 @@ class Fold:
             for name, value in values.items():
                 if isinstance(value, torch.Tensor) and not value.is_floating_point():
                     counts = self._counts.setdefault(register, {})
-                    counts[name] = counts[name].add_(value) if name in counts else value
+                    counts[name] = _more(counts[name], value) if name in counts else value
                 else:
                     kept.setdefault(register, {})[name] = value
         self._parts[start] = kept
@@ -70,13 +76,14 @@ class Known:
     sums: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     conclusions: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
-    def settle(self, fold: Fold) -> None:
-        """A pass is complete: its sums are known."""
+    def settle(self, fold: Fold, size: int) -> None:
+        """A pass is complete: its sums over a tensor of that many elements, or over a sample of them, are known."""
         for register, found in fold.totals().items():
             sums = {
                 name: torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64)
                 for name, value in found.items()
             }
+            sums[ELEMENTS] = torch.tensor(size, dtype=torch.float64)
             self.sums.setdefault(register, {}).update(sums)
             self.conclusions.pop(register, None)
 

@@ -79,15 +79,15 @@ class Target:
 class Partial:
     """A sum over all elements, of a reduction of a register, by name; or a histogram of their magnitudes' bits.
 
-    ``bins`` is ``upper`` for the upper halves of float32's bits, and ``lower`` for the lower halves of those that have
-    the upper half ``within``.
+    ``bins`` is how many it has: those of the upper halves of float32's bits, or of the bits of ``ROW`` times ``begin``
+    on, one by one, with a last count of the magnitudes below those.
     """
 
     value: int
     register: int
     name: str
-    bins: Literal["", "upper", "lower"] = ""
-    within: Number | None = None
+    bins: int = 0
+    begin: Number | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from remelt.engine.tiles import TaskRun
 
 _KINDS = {"single": 0, "double": 1}
-_HALVES = {"upper": "high", "lower": "low"}
 _MOST = 2**16 - 1
 """Registers, numbers and places of a program."""
 _COPIED = 2**18
@@ -65,24 +64,33 @@ class NativeExecutor:
     def sample(self, sample: Sample, numbers: Sequence[float]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """What the program makes of a sample: its targets, and its sums."""
         outputs = [torch.empty(PADDING, dtype=TORCH[target.dtype]) for target in self.kernel.targets]
-        sums, histograms = self._results(1)
+        sums = self._sums(1)
         inputs = [bytes_of(source) for source in sample.sources]
         memories = [bytes_of(one) for one in outputs]
-        native.run(self.program, numbers, inputs, memories, PADDING, sums=sums, histogram=histograms)
-        found: dict[int, dict[str, Any]] = {}
-        self._add(found, sums, histograms)
+        found: Partials = {}
+        counts = self._counts(found)
+        native.run(self.program, numbers, inputs, memories, PADDING, sums=sums, counts=counts)
+        self._add(found, sums)
         return outputs, [
             torch.as_tensor(found[one.register][one.name], dtype=torch.float64) for one in self.kernel.partials
         ]
 
-    def _results(self, chunks: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Memory for what a call finds of sums and histograms."""
+    def _sums(self, chunks: int) -> np.ndarray | None:
+        """Memory for a call's sums."""
         columns = len(self.sums) + len(self.limited)
-        counts = len(self.histograms)
-        return (
-            np.empty((chunks, columns)) if columns else None,
-            np.zeros((counts, native.BINS), dtype=np.int64) if counts else None,
-        )
+        return np.empty((chunks, columns)) if columns else None
+
+    def _counts(self, partials: Partials) -> np.ndarray | None:
+        """Memory for the counts of histograms, which are among what a slice has found from the beginning."""
+        if not self.histograms:
+            return None
+        counts = np.zeros(self.program.counts, dtype=np.int32)
+        begin = 0
+        for one in self.histograms:
+            end = begin + one.bins + (one.begin is not None)
+            partials.setdefault(one.register, {})[one.name] = torch.from_numpy(counts[begin:end])
+            begin = end
+        return counts
 
     def tile(self, run: TaskRun, numbers: Sequence[float], begin: int, end: int) -> None:
         """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
@@ -94,8 +102,10 @@ class NativeExecutor:
             for source in kernel.sources
         ]
         outputs = [self._place(run, position, begin, end) for position in range(len(kernel.targets))]
-        sums, histograms = self._results(-(-size // CHUNK))
-        report = self._run(run, numbers, inputs, outputs, size, begin, sums, histograms)
+        sums = self._sums(-(-size // CHUNK))
+        if run.counts is None:
+            run.counts = self._counts(run.partials)
+        report = self._run(run, numbers, inputs, outputs, size, begin, sums)
         tally = run.place.tallies.mine()
         tally.reading += report.reading * 1e-9
         tally.writing += report.writing * 1e-9
@@ -123,7 +133,7 @@ class NativeExecutor:
                 run.put(position, begin * self.sizes[place], memoryview(outputs[place]))
             finite = store not in report.stores and place not in too_large
             run.settled_part(position, size * self.sizes[place], finite=finite, checksum=report.checksums[store])
-        self._add(run.partials, sums, histograms)
+        self._add(run.partials, sums)
 
     def step(self, run: TaskRun) -> int:
         """Elements that one call takes: as many as pass between two looks whether to stop, where nothing is copied."""
@@ -146,10 +156,9 @@ class NativeExecutor:
         size: int,
         begin: int,
         sums: np.ndarray | None,
-        histogram: np.ndarray | None,
     ) -> native.Report:
         try:
-            return native.run(self.program, numbers, inputs, outputs, size, start=begin, sums=sums, histogram=histogram)
+            return native.run(self.program, numbers, inputs, outputs, size, start=begin, sums=sums, counts=run.counts)
         except EOFError:
             raise cut_short(self._named(run, inputs)) from None
         except OSError as error:
@@ -181,14 +190,11 @@ class NativeExecutor:
         place = run.place_of(target.output, begin * width, end * width)
         return self._buffer(position, (end - begin) * width) if place is None else place
 
-    def _add(self, partials: Partials, sums: np.ndarray | None, histograms: np.ndarray | None) -> None:
-        """Add the chunks' sums to those before, one after the other, and the histograms."""
+    def _add(self, partials: Partials, sums: np.ndarray | None) -> None:
+        """Add the chunks' sums to those before, one after the other."""
         if sums is not None:
             for place, one in enumerate(self.sums):
                 add_part(partials.setdefault(one.register, {}), one.name, sums[:, place].tolist())
-        if histograms is not None:
-            for place, one in enumerate(self.histograms):
-                add_part(partials.setdefault(one.register, {}), one.name, torch.from_numpy(histograms[place]))
 
     def _buffer(self, place: int, size: int) -> np.ndarray:
         buffers: dict[int, np.ndarray] = self._local.__dict__.setdefault("buffers", {})
@@ -333,16 +339,17 @@ class _Encoder:
     def _sum(self, index: int, column: int) -> None:
         one = self.kernel.partials[index]
         operands: tuple[int, ...] = self.products.get(index, (one.value,))
-        first, second, flags, kind = self.placed[operands[0]], 0, 0, _KINDS["single"]
+        first, second, flags, wide, kind = self.placed[operands[0]], 0, 0, 0, _KINDS["single"]
         if one.bins:
-            name = f"histogram_{_HALVES[one.bins]}"
-            if one.within is not None:
-                second, flags = self._field(one.within, 1)
+            name = "histogram_upper"
+            if one.begin is not None:
+                name, wide = "histogram_window", one.bins.bit_length() - 1
+                second, flags = self._field(one.begin, 1)
         elif index in self.products:
             name, second = "reduce_product", self.placed[operands[1]]
         else:
             name, kind = "reduce_sum", _KINDS["double"]
-        self.rows.append([native.OPERATIONS[name], kind, column, first, second, 0, flags, 0])
+        self.rows.append([native.OPERATIONS[name], kind, column, first, second, 0, flags, wide])
         for operand in operands:
             self._used(operand)
 

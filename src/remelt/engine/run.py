@@ -203,7 +203,7 @@ class _Run:
         task.spoiled = shared.spoiled
         assert unit.stop is not None
         found = task.stretch(shared.sweep, unit.start, unit.stop, elements(unit.planned))
-        following = shared.add(unit, found, task.checksums, spoiled=task.spoiled)
+        following = shared.add(unit, found, task.checksums, spoiled=task.spoiled, needs=task.needs)
         if shared.is_complete and not following:
             task.checksums, task.spoiled = shared.checksums, shared.spoiled
             task.finish()

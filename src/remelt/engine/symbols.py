@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
 from remelt.engine.language import BY_TORCH, COMPARISONS, LOGIC, Kind, Number, Operand, Scalar
 from remelt.engine.writer import Untraceable, Writer
+from remelt.methods.selection import UPPER_BINS
 
 
 class SymbolicNumber:
@@ -89,8 +90,8 @@ class SymbolicSums(Mapping[str, SymbolicNumber]):
 class SymbolicSum:
     """A sum over all elements, or a histogram of them, of which each tile gives a part."""
 
-    def __init__(self, value: int, bins: Literal["", "upper", "lower"] = "", within: Number | None = None) -> None:
-        self.value, self.bins, self.within = value, bins, within
+    def __init__(self, value: int, bins: int = 0, begin: Number | None = None) -> None:
+        self.value, self.bins, self.begin = value, bins, begin
 
     def double(self) -> SymbolicSum:
         """In double precision, as it is."""
@@ -332,11 +333,11 @@ def _sum(a: Any) -> SymbolicSum:
 
 
 def _upper_histogram(a: Any) -> SymbolicSum:
-    return SymbolicSum(_single(a), "upper")
+    return SymbolicSum(_single(a), UPPER_BINS)
 
 
-def _lower_histogram(a: Any, upper: Any) -> SymbolicSum:
-    return SymbolicSum(_single(a), "lower", number_of(a.writer, upper))
+def _window_histogram(a: Any, row: Any, bins: int) -> SymbolicSum:
+    return SymbolicSum(_single(a), bins, number_of(a.writer, row))
 
 
 def _single(a: Any) -> int:
@@ -391,5 +392,5 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "full_like": _filled,
     "sum": _sum,
     "upper_histogram": _upper_histogram,
-    "lower_histogram": _lower_histogram,
+    "window_histogram": _window_histogram,
 }

@@ -20,7 +20,7 @@ from remelt.engine.known import Fold, Known, Partials
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import plain_values, run_traced
 from remelt.engine.tensors import TORCH, bytes_of
-from remelt.engine.units import folds
+from remelt.engine.units import pieces, stretches
 from remelt.engine.workplace import Memory, Reader, Workplace
 from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
@@ -48,6 +48,8 @@ class TaskRun(Reader):
         self.known = Known() if known is None else known
         self.partials: Partials = {}
         """What the slice that is swept adds to sums."""
+        self.counts: Any = None
+        """The counts among it, where the native executor keeps them."""
         self.shows_all = self.watches_results()
         self.checksums = [0] * len(self.task.outputs)
 
@@ -85,15 +87,27 @@ class TaskRun(Reader):
         end = size if stop is None else min(stop, size)
         for register in sweep.gathers:
             self.whole[register] = torch.empty(shape, dtype=self.place.compute, device=self.place.device)
-        if sweep.reductions:
+        if sweep.reductions and self.needs(sweep):
             fold = Fold()
-            for begin, end in folds(size):
+            for begin, end in stretches(sweep, size):
                 fold.add(begin, self.stretch(sweep, begin, end, size))
-            self.known.settle(fold)
-        else:
+            self.known.settle(fold, size)
+        elif not sweep.reductions:
             self.stretch(sweep, start, end, size)
         for register in sweep.drops:
             self.whole.pop(register, None)
+
+    def needs(self, sweep: Sweep) -> bool:
+        """Whether a sweep is to be done: its rounds of reductions may have become needless by those before."""
+        if not sweep.reductions or sweep.gathers or sweep.outputs:
+            return True
+        return any(self._is_due(register, number) for register, number in sweep.reductions)
+
+    def _is_due(self, register: int, number: int) -> bool:
+        instruction = self.program.instructions[register]
+        assert isinstance(instruction, Apply)
+        unless = instruction.reductions[number].unless
+        return unless is None or not unless(self.known.so_far(register, instruction, plain_values(instruction, self)))
 
     def stretch(self, sweep: Sweep, begin: int, end: int, size: int) -> Partials:
         """Some elements of a pass, whose shape has ``size`` of them; what they add to sums."""
@@ -102,10 +116,11 @@ class TaskRun(Reader):
         started = perf_counter()
         if not copy_bytes(self, sweep, begin, end):
             executor = self.place.kernels.of(self, sweep)
-            if executor is None or not run_traced(executor, self, begin, end):
-                self.step(sweep, begin, end, size)
+            for first, last in pieces(begin, end) if sweep.sampled else [(begin, end)]:
+                if executor is None or not run_traced(executor, self, first, last):
+                    self.step(sweep, first, last, size)
         tally.computing += perf_counter() - started - (tally.reading + tally.writing - others)
-        found, self.partials = self.partials, {}
+        found, self.partials, self.counts = self.partials, {}, None
         return found
 
     def step(self, sweep: Sweep, start: int, end: int, size: int) -> None:

@@ -16,9 +16,9 @@ from remelt.engine.language import Kernel, Number, Partial
 from remelt.engine.scratch import Scratch
 from remelt.engine.tensors import TORCH
 from remelt.engine.torch_program import BITS, KINDS, PADDING, Call, Program, interpreted, scripted
+from remelt.methods.selection import ROW
 from remelt.planning.cost import CHUNK
 
-BINS = 2**16
 _BLOCK = 2**16
 """Elements that are computed at a time: fewer cost calls, and more do not stay in the second cache."""
 _TILE = 2**20
@@ -158,16 +158,16 @@ def _bits(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _histogram(magnitudes: torch.Tensor, partial: Partial, numbers: Sequence[float]) -> torch.Tensor:
-    """How many magnitudes have each half of their bits, as the partial asks; they are overwritten."""
+    """How many magnitudes there are of each kind that the partial tells apart; they are overwritten."""
     bits = magnitudes.view(torch.int32)
-    if partial.bins == "upper":
+    if partial.begin is None:
         upper = torch.bitwise_right_shift(bits, 16, out=bits)
-        return torch.bincount(upper, minlength=BINS)
-    assert partial.within is not None
-    lowest = int(numbers[partial.within.index]) << 16
-    lower = bits.numpy().view(np.uint32)
-    np.subtract(lower, np.uint32(lowest), out=lower)
-    return torch.from_numpy(np.bincount(lower[np.flatnonzero(lower < BINS)], minlength=BINS))
+        return torch.bincount(upper, minlength=partial.bins)
+    place = bits.sub_(int(numbers[partial.begin.index]) * ROW).numpy().view(np.uint32)
+    counts = np.empty(partial.bins + 1, dtype=np.int64)
+    counts[:-1] = np.bincount(place[np.flatnonzero(place < partial.bins)], minlength=partial.bins)
+    counts[-1] = np.count_nonzero(place >> 31)
+    return torch.from_numpy(counts)
 
 
 _SINGLE = (torch.float32, torch.int32)

@@ -122,5 +122,5 @@ class _Tracer:
         for name, partial in found.items():
             if type(partial) is not SymbolicSum:
                 raise Untraceable("a reduction that is no sum")
-            partials.append(Partial(partial.value, register, name, partial.bins, partial.within))
+            partials.append(Partial(partial.value, register, name, partial.bins, partial.begin))
         return partials

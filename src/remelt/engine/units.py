@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from remelt.engine.known import Fold, Known, Partials
-from remelt.planning.cost import FOLD, SLICE
+from remelt.planning.cost import CHUNK, FOLD, SLICE, SMALL
 from remelt.planning.passes import Sweep
 from remelt.planning.plan import PlannedTask
 
@@ -61,19 +61,35 @@ class SharedTask:
 
     def units(self) -> list[Unit]:
         """The slices of the pass that is under way."""
-        return [Unit(self.planned, start, stop, self) for start, stop in folds(elements(self.planned))]
+        return [Unit(self.planned, start, stop, self) for start, stop in self._stretches()]
 
-    def add(self, unit: Unit, found: Partials, checksums: Sequence[int], *, spoiled: bool) -> list[Unit]:
-        """A slice is done. The units of the next pass, once this was the last of a pass; none after the last pass."""
+    def _stretches(self) -> list[tuple[int, int]]:
+        return stretches(self.sweep, elements(self.planned))
+
+    def add(
+        self,
+        unit: Unit,
+        found: Partials,
+        checksums: Sequence[int],
+        *,
+        spoiled: bool,
+        needs: Callable[[Sweep], bool],
+    ) -> list[Unit]:
+        """A slice is done. The units of the next pass, once this was the last of a pass; none after the last pass.
+
+        ``needs`` tells whether the sums so far leave a pass to be done.
+        """
         with self._lock:
             self._fold.add(unit.start, found)
             self.spoiled |= spoiled
             self.checksums = [a + b for a, b in zip(self.checksums, checksums, strict=True)]
-            if len(self._fold) < len(folds(elements(self.planned))):
+            if len(self._fold) < len(self._stretches()):
                 return []
-            self.known.settle(self._fold)
+            self.known.settle(self._fold, elements(self.planned))
             self._fold = Fold()
             self._place += 1
+            while not self.is_complete and not needs(self.sweep):
+                self._place += 1
             return [] if self.is_complete else self.units()
 
     @property
@@ -90,6 +106,27 @@ def elements(planned: PlannedTask) -> int:
 def folds(size: int) -> list[tuple[int, int]]:
     """The slices of that many elements whose sums are added up apart: one at least, and the same for all threads."""
     return [(start, min(start + FOLD, size)) for start in range(0, max(size, 1), FOLD)]
+
+
+_SAMPLE = 2**17
+"""Elements of a sample."""
+_PIECES = 32
+"""The most places that a sample is taken from."""
+
+
+def stretches(sweep: Sweep, size: int) -> list[tuple[int, int]]:
+    """The slices whose sums are added up apart; a sample is one."""
+    return [(0, size)] if sweep.sampled else folds(size)
+
+
+def pieces(begin: int, end: int) -> list[tuple[int, int]]:
+    """The elements of a sample: all where there are few, or places that are spread over them."""
+    size = end - begin
+    count = min(_PIECES, size // CHUNK)
+    if size <= SMALL:
+        return [(begin, end)]
+    starts = [begin + size * piece // count // CHUNK * CHUNK for piece in range(count)]
+    return [(start, start + _SAMPLE // count) for start in starts]
 
 
 def units_of(tasks: Sequence[PlannedTask], *, whole: bool) -> Iterator[Unit]:

@@ -3,42 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from remelt.methods.selection import bin_of_rank, bin_of_share, lower_histogram, magnitude_of, upper_histogram
+from remelt.methods.selection import HELD, SELECTION, thresholds
 from remelt.recipe.method import Bindings, Delta, Flag, Number, Sums, merge_method
-
-
-def upper_histograms(*models: Tensor) -> Mapping[str, Tensor]:
-    """For each model, how many magnitudes have each of the upper halves of float32's bits."""
-    return {f"coarse{place}": upper_histogram(model) for place, model in enumerate(models)}
-
-
-def lower_histograms(*models: Tensor, sums: Mapping[str, float]) -> Mapping[str, Tensor]:
-    """The same for the lower halves, of those magnitudes whose upper half the threshold has."""
-    return {f"fine{place}": lower_histogram(model, sums[f"upper{place}"]) for place, model in enumerate(models)}
-
-
-def thresholds(sums: Mapping[str, Any], *, k: float) -> Mapping[str, float]:
-    """The least magnitude of each model that is kept: that of the largest share ``k``; none where all are.
-
-    After the first histograms, the upper halves of those magnitudes' bits.
-    """
-    found: dict[str, float] = defaultdict(float)
-    for name, coarse in sums.items():
-        if not name.startswith("coarse"):
-            continue
-        place = name.removeprefix("coarse")
-        upper, rank = bin_of_share(coarse, 1.0 - k)
-        found[f"upper{place}"] = float(upper)
-        if k < 1.0 and f"fine{place}" in sums:
-            found[f"threshold{place}"] = magnitude_of(upper, bin_of_rank(sums[f"fine{place}"], rank))
-    return found
 
 
 def _trims(values: Bindings) -> bool:
@@ -48,10 +18,10 @@ def _trims(values: Bindings) -> bool:
 
 @merge_method(
     cut="element",
-    reductions=(upper_histograms, lower_histograms),
+    reductions=SELECTION,
     reduces=_trims,
     conclusion=thresholds,
-    held=2**19,
+    held=HELD,
     workspace=8.0,
 )
 def ties_sum(*models: Delta, k: Number = 1.0, vote_sgn: Flag = False, sums: Sums) -> Delta:

@@ -20,8 +20,8 @@ FOLD = 2**22
 """Elements whose partial sums are added up before they are added to those of others: fixed, as chunks are."""
 SCRATCH = 2**25
 """Bytes that the tiles of one thread should not exceed while smaller ones are possible."""
-STORED = 2**18
-"""Elements up to which a tensor's intermediate results are kept whole between passes."""
+SMALL = 2**18
+"""Elements up to which a tensor's intermediate results are kept whole between passes, and no sample is taken of it."""
 _COPIES = 4
 """How often large sums are held by a thread at a time: a call's, a slice's, and those of the passes before."""
 _TEMPORARIES = 3
@@ -57,7 +57,7 @@ class CostModel:
         )
         self.holds = any(isinstance(one, WholeCall) or one.gathers for one in passes.passes)
         calls = sum(isinstance(instruction, Apply) for instruction in program.instructions)
-        self.steps = max(calls, 1) * len(passes.passes)
+        self.steps = max(calls, 1) * sum(isinstance(one, WholeCall) or one.due for one in passes.passes)
 
     def cost(self, task: Task) -> Cost:
         """The cost of one task."""

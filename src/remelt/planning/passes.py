@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from remelt.check.program import Apply, Item, Load, Program
+from remelt.recipe.method import Reduction
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Sweep:
     ``reductions`` are pairs of register and round to add up; ``gathers`` are registers to keep whole; ``outputs`` are
     positions among the program's outputs to write. ``frees`` lists, for each instruction of ``order``, the registers
     that are no longer needed after it. ``live`` is the most registers held at a time; ``drops`` are gathered registers
-    that no later pass needs.
+    that no later pass needs. ``sampled`` where it needs to look at some elements only, ``due`` where it is counted on that it takes a
+    pass over all.
     """
 
     order: tuple[int, ...]
@@ -30,6 +32,8 @@ class Sweep:
     live: int
     shape: tuple[int, ...] | None
     drops: tuple[int, ...] = ()
+    sampled: bool = False
+    due: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,19 @@ class Schedule:
     divisible: bool
 
 
-def schedule(program: Program, *, store: bool = False) -> Schedule:
+def schedule(program: Program, *, small: bool = False) -> Schedule:
     """The passes of a program.
 
-    With ``store``, the results of methods with reductions are kept whole for the passes after them, so that a chain of
-    such methods costs a pass each; without, every pass computes anew what is below it, and holds only tiles.
+    Where tensors are ``small``, the results of methods with reductions are kept whole for the passes after them, so that a chain of
+    such methods costs a pass each; else every pass computes anew what is below it, and holds only tiles.
     """
-    return _Scheduler(program, store=store).run()
+    return _Scheduler(program, small=small).run()
 
 
 class _Scheduler:
-    def __init__(self, program: Program, *, store: bool) -> None:
+    def __init__(self, program: Program, *, small: bool) -> None:
         self.program = program
-        self.store = store
+        self.small = small
         self.levels = [0] * len(program.instructions)
         self.whole: set[int] = set()
         for register, instruction in enumerate(program.instructions):
@@ -93,7 +97,7 @@ class _Scheduler:
                 calls.setdefault(self.levels[register] - 1, []).append(register)
                 continue
             rounds = len(instruction.reductions)
-            if rounds and self.store:
+            if rounds and self.small:
                 stores.setdefault(self.levels[register], []).append(register)
             for number in range(rounds):
                 reductions.setdefault(self.levels[register] - rounds + number, []).append((register, number))
@@ -157,9 +161,29 @@ class _Scheduler:
             live += 1
             most = max(most, live)
             live -= len(freed)
+        rounds = [self._round(register, number) for register, number in reductions]
+        only = bool(rounds) and not gathers and not outputs
         return Sweep(
-            tuple(order), tuple(reductions), tuple(gathers), tuple(outputs), tuple(map(tuple, frees)), most, shape
+            tuple(order),
+            tuple(reductions),
+            tuple(gathers),
+            tuple(outputs),
+            tuple(map(tuple, frees)),
+            most,
+            shape,
+            sampled=only and all(one.sampled for one in rounds),
+            due=not only or any(self._is_due(one) for one in rounds),
         )
+
+    def _round(self, register: int, number: int) -> Reduction:
+        instruction = self.program.instructions[register]
+        assert isinstance(instruction, Apply)
+        return instruction.reductions[number]
+
+    def _is_due(self, reduction: Reduction) -> bool:
+        if reduction.sampled:
+            return self.small
+        return reduction.due == "always" or reduction.due == ("whole" if self.small else "sample")
 
     def _below(self, roots: Sequence[int]) -> list[int]:
         """The instructions that tiles of these registers need; whole registers are sliced, not computed."""
@@ -192,10 +216,10 @@ class _Scheduler:
 
 
 def reads(program: Program, passes: Schedule) -> list[tuple[Load, int]]:
-    """Each load with the number of sweeps that read it."""
+    """Each load with the number of sweeps that read it, as a rule."""
     counts: dict[int, int] = {}
     for one in passes.passes:
-        if isinstance(one, Sweep):
+        if isinstance(one, Sweep) and one.due:
             for register in one.order:
                 if isinstance(program.instructions[register], Load):
                     counts[register] = counts.get(register, 0) + 1

@@ -13,7 +13,7 @@ from remelt.core.tensor_info import TensorInfo, total_bytes
 from remelt.core.units import format_bytes
 from remelt.errors import BudgetError
 from remelt.formats.layout import OutputLayout
-from remelt.planning.cost import SLICE, STORED, Cost, CostModel
+from remelt.planning.cost import SLICE, SMALL, Cost, CostModel
 from remelt.planning.passes import Schedule, reads, schedule
 
 _READ_RATE = 3.0e9
@@ -163,11 +163,11 @@ def _planned(
     known: dict[tuple[int, bool], _Streamed] = {}
     planned = []
     for task in tasks:
-        small = math.prod(task.shape) <= STORED
+        small = math.prod(task.shape) <= SMALL
         identity = id(task.program), small
         found = known.get(identity)
         if found is None:
-            passes = schedule(task.program, store=small)
+            passes = schedule(task.program, small=small)
             model = CostModel(task.program, passes, itemsize)
             found = known[identity] = _Streamed(task.program, passes, model, reads(task.program, passes))
         read = found.bytes_read(task.key, tensors)

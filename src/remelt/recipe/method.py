@@ -116,6 +116,22 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Reduction:
+    """A round of reductions: ``function`` gives small tensors of a tile by name, that are added up over the tensor.
+
+    - ``sampled``: some elements that are spread over the tensor are enough.
+    - ``unless``: whether the round can be left out, from the sums before it, or from what they come to.
+    - ``due``: when a plan counts on it: ``always``; where a sample was taken (``sample``), or where it was of all elements
+      of a small tensor (``whole``); or ``never``.
+    """
+
+    function: Callable[..., Mapping[str, AnyTensor]]
+    sampled: bool = False
+    unless: Callable[[Mapping[str, Any]], bool] | None = None
+    due: Literal["always", "sample", "whole", "never"] = "always"
+
+
+@dataclass(frozen=True)
 class Declaration:
     """What the planner must know of a method.
 
@@ -123,6 +139,7 @@ class Declaration:
       whole tensors), ``model`` (needs several keys).
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
+      A `Reduction` says more of a round. How many elements the tensor has is among the sums, as ``elements``.
     - ``reduces``: whether reductions are needed at all, from the plain arguments, where they are the same for all keys.
     - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
       numbers by name, once a tensor; the method is then given those as its ``sums``, and need not decide by them.
@@ -140,7 +157,7 @@ class Declaration:
     """
 
     cut: Cut
-    reductions: tuple[Callable[..., Mapping[str, AnyTensor]], ...] = ()
+    reductions: Sequence[Reduction] = ()
     reduces: Callable[[Bindings], bool] | None = None
     conclusion: Callable[..., Mapping[str, float]] | None = None
     shortcuts: tuple[Shortcut, ...] = ()
@@ -153,6 +170,19 @@ class Declaration:
     shape: Callable[[Sequence[tuple[int, ...]], Bindings], tuple[int, ...]] | None = None
     spreads: bool = False
     workspace: float = 2.0
+
+    def __post_init__(self) -> None:
+        rounds = [one if isinstance(one, Reduction) else Reduction(one) for one in self.reductions]
+        object.__setattr__(self, "reductions", tuple(rounds))
+
+    @property
+    def passes(self) -> int:
+        """How many passes over a large tensor its reductions take, as a rule."""
+        return sum(not one.sampled and one.due in ("always", "sample") for one in self.reductions)
+
+
+ELEMENTS = "elements"
+"""The name of the number of elements among the sums."""
 
 
 P = ParamSpec("P")

@@ -10,7 +10,7 @@ from typing import Any
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError, Span
 from remelt.recipe.blocks import BlockWeights, Search
-from remelt.recipe.method import Method, MethodParameter
+from remelt.recipe.method import ELEMENTS, Method, MethodParameter, Reduction
 from remelt.recipe.node import Call, Model, Node, Value
 
 
@@ -158,16 +158,25 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
         sums: dict[str, Any] = {}
         needed = method.declaration.reduces is None or method.declaration.reduces({**_defaults(method), **given})
         for reduction in method.declaration.reductions if needed else ():
-            sums.update(reduce_tile(method, reduction, args, given, sums_so_far(method, sums, given)))
+            earlier = sums_so_far(method, sums, given)
+            if reduction.unless is not None and reduction.unless(earlier):
+                continue
+            sums.update(reduce_tile(method, reduction, args, given, earlier))
+            sums[ELEMENTS] = args[0].numel()
         given["sums"] = conclude(method, sums, given)
     return method.function(*args, **given)
 
 
 def reduce_tile(
-    method: Method[..., Any], reduction: Any, args: Sequence[Any], values: Mapping[str, Any], sums: Mapping[str, Any]
+    method: Method[..., Any],
+    reduction: Reduction,
+    args: Sequence[Any],
+    values: Mapping[str, Any],
+    sums: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """One tile's partial sums: the reduction gets the operands, and by name those values and sums it asks for."""
-    result: Mapping[str, Any] = reduction(*args, **_asked(method, reduction, values, sums))
+    function = reduction.function
+    result: Mapping[str, Any] = function(*args, **_asked(method, function, values, sums))
     return result
 
 
@@ -181,7 +190,10 @@ def conclude(method: Method[..., Any], sums: Mapping[str, Any], values: Mapping[
     conclusion = method.declaration.conclusion
     if conclusion is None:
         return sums
-    numbers = {name: float(value) if value.numel() == 1 else value for name, value in sums.items()}
+    numbers = {
+        name: value if isinstance(value, int) else float(value) if value.numel() == 1 else value
+        for name, value in sums.items()
+    }
     return conclusion(numbers, **_asked(method, conclusion, values, numbers))
 
 

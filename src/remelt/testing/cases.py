@@ -18,7 +18,7 @@ from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
-from remelt.recipe.method import Mass, Method, MethodParameter
+from remelt.recipe.method import ELEMENTS, Mass, Method, MethodParameter
 from remelt.recipe.signature import conclude, reduce_tile, sums_so_far
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -151,7 +151,7 @@ class Case:
         found: dict[str, Tensor] = {}
         for number in range(len(self.method.declaration.reductions)):
             found |= self.round(number, tensors, settings, found, chunk)
-        return found
+        return with_elements(found, tensors)
 
     def round(
         self,
@@ -168,7 +168,9 @@ class Case:
         for begin in range(0, max(size, 1), chunk):
             args, kwargs = self.arguments([tensor[begin : begin + chunk] for tensor in flat], settings)
             reduction = self.method.declaration.reductions[number]
-            given = sums_so_far(self.method, earlier, kwargs)
+            given = sums_so_far(self.method, with_elements(earlier, tensors), kwargs)
+            if reduction.unless is not None and reduction.unless(given):
+                return {}
             for name, partial in reduce_tile(self.method, reduction, args, kwargs, given).items():
                 total[name] = partial if name not in total else total[name] + partial
         return total
@@ -234,3 +236,9 @@ def where_different(found: Tensor, expected: Tensor) -> str:
         return "a zero of the other sign"
     place = int(unlike.nonzero()[0])
     return f"{int(unlike.sum())} of {x.numel()} elements, the first at {place}: {x[place]:.9g} against {y[place]:.9g}"
+
+
+def with_elements(sums: Mapping[str, Tensor], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Sums, and if there are any, of how many elements."""
+    size = max((tensor.numel() for tensor in tensors), default=0)
+    return {**sums, ELEMENTS: torch.tensor(float(size))} if sums else {}

@@ -37,10 +37,19 @@ def instruction(
     *,
     kind: int = 0,
     flags: int = 0,
-    extra: str | None = None,
+    extra: str | int | None = None,
 ) -> list[int]:
-    """One instruction; ``extra`` is a stored type by name."""
-    return [native.OPERATIONS[name], kind, out, a, b, c, flags, 0 if extra is None else native.TYPES[extra]]
+    """One instruction; ``extra`` is a stored type by name, or a number."""
+    return [
+        native.OPERATIONS[name],
+        kind,
+        out,
+        a,
+        b,
+        c,
+        flags,
+        native.TYPES[extra] if isinstance(extra, str) else extra or 0,
+    ]
 
 
 def program(*instructions: list[int], **counts: int) -> native.Program:

@@ -44,7 +44,7 @@ static struct instruction any_instruction(void)
     it.b = small_or_any(MOST);
     it.c = small_or_any(MOST);
     it.flags = below(2) ? 0 : small_or_any(16);
-    it.extra = small_or_any(STORED_TYPES);
+    it.extra = small_or_any(below(8) ? STORED_TYPES : MOST_BINS + 1);
     return it;
 }
 
@@ -60,7 +60,7 @@ static int make_program(struct program *program)
         program->numbers = MOST;
         program->inputs = MOST;
         program->outputs = program->accumulators = 0;
-        program->histograms = MOST;
+        program->histograms = 0;
         kept[length] = any_instruction();
         program->length = length + 1;
         program->instructions = malloc(program->length * sizeof(struct instruction));
@@ -71,6 +71,8 @@ static int make_program(struct program *program)
                 it->out = (uint16_t)program->outputs++;
             if (it->operation >= OP_reduce_sum && it->operation <= OP_reduce_minimum)
                 it->out = (uint16_t)program->accumulators++;
+            if (it->operation == OP_histogram_upper || it->operation == OP_histogram_window)
+                it->out = (uint16_t)program->histograms++;
         }
         int passed = program_check(program, message, sizeof message) == 0;
         if (passed && ++length == lines)
@@ -173,7 +175,7 @@ static void run_everywhere(const struct program *program, size_t count)
     double numbers[MOST];
     size_t used = 0, chunks = (count + CHUNK - 1) / CHUNK;
     double *sums = malloc(chunks * program->accumulators * sizeof(double));
-    int64_t *histograms = calloc((size_t)MOST * BINS, sizeof(int64_t));
+    uint32_t *counts = calloc(program->histogram_begins[program->histograms] + 1, sizeof(uint32_t));
     for (size_t i = 0; i < MOST; i++) {
         size_t size = count * program->input_sizes[i];
         inputs[i] = exact(size, below(8), &held[used++]);
@@ -199,7 +201,7 @@ static void run_everywhere(const struct program *program, size_t count)
             .input_parts = in_memory,
             .output_parts = in_memory,
             .sums = sums,
-            .histograms = histograms,
+            .counts = counts,
             .loads = loads,
             .stores = stores,
             .checksums = checksums,
@@ -221,7 +223,7 @@ static void run_everywhere(const struct program *program, size_t count)
     while (used > 0)
         free(held[--used]);
     free(sums);
-    free(histograms);
+    free(counts);
 }
 
 int main(int argc, char **argv)

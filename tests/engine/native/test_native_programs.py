@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from remelt.core.checksum import checksum
 from remelt.engine import native
+from remelt.methods.selection import magnitude_of, upper_histogram, window_histogram
 
 pytestmark = needs_native
 
@@ -230,31 +231,58 @@ def test_reductions_spread_nan(name: str) -> None:
 
 
 @pytest.mark.usefixtures("capability")
-def test_histograms_of_two_halves_select_a_quantile_exactly() -> None:
+def test_histograms_of_upper_halves_and_of_a_window_select_a_quantile_exactly() -> None:
     values = torch.randn(70_001, generator=torch.Generator().manual_seed(1))
+    values[100:200] = values[99]
     wanted = 31_234
-    high = program(instruction("load", 0, 0, extra="F32"), instruction("histogram_high", 0, 0), outputs=0, histograms=1)
-    low = program(
+    both = program(
         instruction("load", 0, 0, extra="F32"),
-        instruction("histogram_low", 1, 0, 0, flags=2),
-        instruction("histogram_high", 0, 0),
+        instruction("histogram_window", 1, 0, 0, flags=2, extra=16),
+        instruction("histogram_upper", 0, 0),
         outputs=0,
         histograms=2,
         numbers=1,
     )
-    bins = np.zeros(native.BINS, dtype=np.int64)
-    native.run(high, [], [raw(values)], [], len(values), histogram=bins)
-    assert bins.sum() == len(values)
+    counts = np.zeros(both.counts, dtype=np.int32)
+    assert len(counts) == 2**15 + 2**16 + 1
+    native.run(both, [-1.0], [raw(values)], [], len(values), counts=counts)
+    bins, window = counts[: 2**15], counts[2**15 :]
+    assert np.array_equal(bins, upper_histogram(values))
+    assert not window.any()
     upper = int(np.searchsorted(np.cumsum(bins), wanted, side="right"))
     below = int(bins[:upper].sum())
-    both = np.zeros((2, native.BINS), dtype=np.int64)
-    native.run(low, [float(upper)], [raw(values)], [], len(values), histogram=both)
-    native.run(low, [-1.0], [raw(values)], [], len(values), histogram=both)
-    assert np.array_equal(both[0], 2 * bins)
-    assert both[1].sum() == bins[upper]
-    lower = int(np.searchsorted(np.cumsum(both[1]), wanted - below, side="right"))
-    found = np.array([upper << 16 | lower], dtype=np.uint32).view(np.float32)[0]
-    assert found == values.abs().sort().values[wanted].item()
+    native.run(both, [float(upper * 2**8)], [raw(values)], [], len(values), counts=counts)
+    assert window[-1] == below
+    assert window[:-1].sum() * 2 == bins[upper]
+    assert np.array_equal(window, window_histogram(values, float(upper * 2**8), 2**16))
+    lower = int(np.searchsorted(np.cumsum(window[:-1]), wanted - below, side="right"))
+    assert magnitude_of(upper << 16 | lower) == values.abs().sort().values[wanted].item()
+
+
+@pytest.mark.usefixtures("capability")
+@settings(max_examples=40)
+@given(
+    bits=st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([0, 0x7F800000, 0x7FC00000, 0xFFFFFFFF]), max_size=600),
+    row=st.integers(0, 2**23 - 1),
+    wide=st.sampled_from([0, 1, 8, 20]),
+)
+def test_a_window_counts_any_bits(bits: list[int], row: int, wide: int) -> None:
+    begin = row * native.ROW
+    bits += [begin, begin + 1, max(begin - 1, 0), begin + 2**wide]  # about its ends
+    values = np.array(bits, dtype=np.uint64).astype(np.uint32)
+    code = program(
+        instruction("load", 0, 0, extra="F32"),
+        instruction("histogram_window", 0, 0, 0, flags=2, extra=wide),
+        outputs=0,
+        histograms=1,
+        numbers=1,
+    )
+    counts = np.zeros(code.counts, dtype=np.int32)
+    native.run(code, [float(row)], [values.view(np.uint8)], [], len(values), counts=counts)
+    magnitudes = values.astype(np.int64) & 0x7FFFFFFF
+    inside = magnitudes[(magnitudes >= begin) & (magnitudes < begin + 2**wide)] - begin
+    assert np.array_equal(counts[:-1], np.bincount(inside, minlength=2**wide))
+    assert counts[-1] == (magnitudes < begin).sum()
 
 
 def test_other_threads_go_on_while_a_program_runs() -> None:

@@ -56,14 +56,27 @@ REFUSED = {
         lambda: code(LOAD, *[instruction("reduce_sum", 0, 0)] * 2, accumulators=1),
         "adds to accumulator 0, which has another instruction",
     ),
-    "no such histogram": (lambda: code(LOAD, instruction("histogram_high", 0, 0)), "counts into histogram 0"),
+    "no such histogram": (lambda: code(LOAD, instruction("histogram_upper", 0, 0)), "counts into histogram 0"),
+    "an idle histogram": (lambda: code(LOAD, histograms=1), "nothing is counted into histogram 0"),
+    "two for a histogram": (
+        lambda: code(LOAD, *[instruction("histogram_upper", 0, 0)] * 2, histograms=1),
+        "counts into histogram 0, which has another instruction",
+    ),
+    "too wide a window": (
+        lambda: code(LOAD, instruction("histogram_window", 0, 0, 0, flags=2, extra=21), histograms=1, numbers=1),
+        "has 2 to the power of 21 bins, but 20 is the most",
+    ),
+    "a histogram of a number": (
+        lambda: code(LOAD, instruction("histogram_upper", 0, 0, flags=1), histograms=1, numbers=1),
+        "counts a register's values",
+    ),
     "a histogram of float64": (
-        lambda: code(LOAD, instruction("histogram_high", 0, 0, kind=1), histograms=1),
+        lambda: code(LOAD, instruction("histogram_upper", 0, 0, kind=1), histograms=1),
         "counts patterns of float32 only",
     ),
     "a histogram by a register": (
-        lambda: code(LOAD, instruction("histogram_low", 0, 0, 0), histograms=1),
-        "takes a number as b",
+        lambda: code(LOAD, instruction("histogram_window", 0, 0, 0), histograms=1),
+        "begins its window at a number",
     ),
     "too many registers": (lambda: code(LOAD, registers=65536), "a program has 0 to 65535 registers, but got 65536"),
     "fewer than no inputs": (lambda: code(LOAD, inputs=-1), "a program has 0 to 65536 inputs, but got -1"),
@@ -169,9 +182,13 @@ def test_results_have_room_and_begin_with_a_chunk() -> None:
         native.run(sums, [], [bytes(count)], [], count)
     with pytest.raises(ValueError, match="at an address that is a multiple of 8"):
         native.run(sums, [], [bytes(8)], [], 8, sums=np.zeros(17, np.uint8)[1:9].view(np.float64))
-    bins = program(instruction("load", 0, 0, extra="F32"), instruction("histogram_high", 1, 0), outputs=0, histograms=2)
-    with pytest.raises(ValueError, match="2 histograms of 65536 bins are more than 65536 numbers"):
-        native.run(bins, [], [bytes(4)], [], 1, histogram=np.zeros(native.BINS, dtype=np.int64))
+    bins = program(
+        instruction("load", 0, 0, extra="F32"), instruction("histogram_upper", 0, 0), outputs=0, histograms=1
+    )
+    with pytest.raises(ValueError, match="the histograms have 32768 counts, but there is room for 32767"):
+        native.run(bins, [], [bytes(4)], [], 1, counts=np.zeros(2**15 - 1, dtype=np.int32))
+    with pytest.raises(ValueError, match="counts are int32, but got elements of format 'l'"):
+        native.run(bins, [], [bytes(4)], [], 1, counts=np.zeros(2**15, dtype=np.int64))
 
 
 @needs_native

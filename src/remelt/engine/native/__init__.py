@@ -23,7 +23,7 @@ _absence: str | None = None
 if TYPE_CHECKING or os.environ.get("REMELT_NATIVE") != "0":
     try:
         from remelt.engine.native._native import (
-            BINS as BINS,
+            ROW as ROW,
         )
         from remelt.engine.native._native import (
             BLOCK as BLOCK,

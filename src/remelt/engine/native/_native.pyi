@@ -11,7 +11,7 @@ FILES: bool
 
 BLOCK: int
 CHUNK: int
-BINS: int
+ROW: int
 OPERATIONS: dict[str, int]
 TYPES: dict[str, int]
 
@@ -44,6 +44,8 @@ class Program:
     def accumulators(self) -> int: ...
     @property
     def histograms(self) -> int: ...
+    @property
+    def counts(self) -> int: ...
 
 class Report(NamedTuple):
     loads: tuple[int, ...]
@@ -61,7 +63,7 @@ def run(
     *,
     start: int = 0,
     sums: npt.NDArray[np.float64] | None = None,
-    histogram: npt.NDArray[np.int64] | None = None,
+    counts: npt.NDArray[np.int32] | None = None,
 ) -> Report: ...
 def inspect(data: Memory, type: int, start: int = 0, /) -> tuple[bool, int]: ...
 def capability() -> str: ...

@@ -13,8 +13,8 @@ typedef struct {
     struct call call;
     Memory *memories; /* inputs, then outputs */
     size_t held;
-    Py_buffer numbers, sums, histograms;
-    int has_numbers, has_sums, has_histograms;
+    Py_buffer numbers, sums, counts;
+    int has_numbers, has_sums, has_counts;
     double *copied_numbers;
     void *block;
 } Call;
@@ -27,8 +27,8 @@ static void call_release(Call *it)
         PyBuffer_Release(&it->numbers);
     if (it->has_sums)
         PyBuffer_Release(&it->sums);
-    if (it->has_histograms)
-        PyBuffer_Release(&it->histograms);
+    if (it->has_counts)
+        PyBuffer_Release(&it->counts);
     free(it->block);
 }
 
@@ -136,12 +136,12 @@ static int take_memories(Call *it, PyObject *given, int writable)
     return 0;
 }
 
-static int take_results(Call *it, PyObject *sums, PyObject *histograms)
+static int take_results(Call *it, PyObject *sums, PyObject *counts)
 {
     const struct program *program = it->program;
     size_t chunks = it->call.count / CHUNK + (it->call.count % CHUNK != 0);
-    if ((program->accumulators != 0) != (sums != Py_None) || (program->histograms != 0) != (histograms != Py_None)) {
-        PyErr_SetString(PyExc_ValueError, "sums and histograms are given where the program has such, and only there");
+    if ((program->accumulators != 0) != (sums != Py_None) || (program->histograms != 0) != (counts != Py_None)) {
+        PyErr_SetString(PyExc_ValueError, "sums and counts are given where the program has such, and only there");
         return -1;
     }
     if (sums != Py_None) {
@@ -160,14 +160,19 @@ static int take_results(Call *it, PyObject *sums, PyObject *histograms)
             return -1;
         }
     }
-    if (histograms != Py_None) {
-        if (typed_buffer(&it->histograms, histograms, "qlQL", 8, 1, "histograms are int64") < 0)
+    if (counts != Py_None) {
+        size_t needed = program->histogram_begins[program->histograms];
+        if (typed_buffer(&it->counts, counts, "iIlL", 4, 1, "counts are int32") < 0)
             return -1;
-        it->has_histograms = 1;
-        it->call.histograms = it->histograms.buf;
-        if ((size_t)it->histograms.len / 8 / BINS < program->histograms) {
-            PyErr_Format(PyExc_ValueError, "%zu histograms of %d bins are more than %zd numbers", program->histograms,
-                         BINS, it->histograms.len / 8);
+        it->has_counts = 1;
+        it->call.counts = it->counts.buf;
+        if ((size_t)it->counts.len / 4 < needed) {
+            PyErr_Format(PyExc_ValueError, "the histograms have %zu counts, but there is room for %zd", needed,
+                         it->counts.len / 4);
+            return -1;
+        }
+        if (it->call.count > INT32_MAX) {
+            PyErr_Format(PyExc_ValueError, "a call counts at most %d elements, but got %zu", INT32_MAX, it->call.count);
             return -1;
         }
     }
@@ -203,7 +208,7 @@ static int call_run(Call *it)
 }
 
 static int run_keywords(PyObject *const *values, PyObject *names, size_t *start, PyObject **sums,
-                        PyObject **histogram)
+                        PyObject **counts)
 {
     Py_ssize_t count = names ? PyTuple_Size(names) : 0;
     for (Py_ssize_t i = 0; i < count; i++) {
@@ -214,8 +219,8 @@ static int run_keywords(PyObject *const *values, PyObject *names, size_t *start,
                 return -1;
         } else if (PyUnicode_CompareWithASCIIString(name, "sums") == 0) {
             *sums = values[i];
-        } else if (PyUnicode_CompareWithASCIIString(name, "histogram") == 0) {
-            *histogram = values[i];
+        } else if (PyUnicode_CompareWithASCIIString(name, "counts") == 0) {
+            *counts = values[i];
         } else {
             PyErr_Format(PyExc_TypeError, "run() has no argument %R", name);
             return -1;
@@ -227,7 +232,7 @@ static int run_keywords(PyObject *const *values, PyObject *names, size_t *start,
 PyObject *native_run(PyObject *module, PyObject *const *values, Py_ssize_t count, PyObject *names)
 {
     State *state = PyModule_GetState(module);
-    PyObject *sums = Py_None, *histogram = Py_None, *report = NULL;
+    PyObject *sums = Py_None, *counts = Py_None, *report = NULL;
     Call it;
     memset(&it, 0, sizeof it);
     if (count != 5) {
@@ -242,14 +247,14 @@ PyObject *native_run(PyObject *module, PyObject *const *values, Py_ssize_t count
     it.call.count = PyLong_AsSize_t(values[4]);
     if (it.call.count == (size_t)-1 && PyErr_Occurred())
         return NULL;
-    if (run_keywords(values + count, names, &it.call.start, &sums, &histogram) < 0)
+    if (run_keywords(values + count, names, &it.call.start, &sums, &counts) < 0)
         return NULL;
     if (it.call.count > PY_SSIZE_T_MAX / 8 || it.call.start > PY_SSIZE_T_MAX / 8 - it.call.count) {
         PyErr_SetString(PyExc_ValueError, "count and start are those of a tensor that fits the address space");
         return NULL;
     }
     if (call_allocate(&it) == 0 && take_numbers(&it, values[1]) == 0 && take_memories(&it, values[2], 0) == 0 &&
-        take_memories(&it, values[3], 1) == 0 && take_results(&it, sums, histogram) == 0 && call_run(&it) == 0)
+        take_memories(&it, values[3], 1) == 0 && take_results(&it, sums, counts) == 0 && call_run(&it) == 0)
         report = report_of(state->report_type, it.program, &it.call);
     call_release(&it);
     return report;

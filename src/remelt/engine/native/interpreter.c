@@ -263,9 +263,10 @@ static void prepare_steps(struct scratch *scratch, const struct program *program
         case OP_reduce_minimum:
             step->work.out = scratch->lanes + it->out * LANES;
             break;
-        case OP_histogram_high:
-        case OP_histogram_low:
-            step->work.out = call->histograms + (size_t)it->out * BINS;
+        case OP_histogram_upper:
+        case OP_histogram_window:
+            step->work.out = call->counts + program->histogram_begins[it->out];
+            step->work.bins = it->extra;
             break;
         case OP_round:
             step->run = capability->rounds[it->extra][it->kind];

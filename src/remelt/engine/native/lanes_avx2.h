@@ -99,6 +99,22 @@ static inline int i_reaches(Integers a, uint32_t limit)
 {
     return _mm256_movemask_epi8(_mm256_cmpgt_epi32(a, _mm256_set1_epi32((int)limit - 1))) != 0;
 }
+/* Those below an end, which is a power of two, one after the other; there is room for a whole vector. How many. */
+static inline size_t i_keep_below(uint32_t *kept, Integers a, uint32_t end)
+{
+    const __m256i high = _mm256_and_si256(a, _mm256_set1_epi32((int)-end));
+    unsigned below = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(high, _mm256_setzero_si256())));
+    uint32_t lanes[8];
+    size_t count = 0;
+    if (!below)
+        return 0;
+    _mm256_storeu_si256((__m256i *)lanes, a);
+    for (unsigned lane = 0; lane < 8; lane++) {
+        kept[count] = lanes[lane];
+        count += below >> lane & 1;
+    }
+    return count;
+}
 static inline Integers i_from_f(Floats a) { return _mm256_castps_si256(a); }
 static inline Floats f_from_i(Integers a) { return _mm256_castsi256_ps(a); }
 static inline Integers i_exponents(Doubles a)

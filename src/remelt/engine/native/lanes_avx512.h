@@ -97,6 +97,13 @@ static inline int i_reaches(Integers a, uint32_t limit)
 {
     return _mm512_cmpge_epi32_mask(a, _mm512_set1_epi32((int)limit)) != 0;
 }
+/* Those below an end, which is a power of two, one after the other; there is room for a whole vector. How many. */
+static inline size_t i_keep_below(uint32_t *kept, Integers a, uint32_t end)
+{
+    const __mmask16 below = _mm512_cmplt_epu32_mask(a, _mm512_set1_epi32((int)end));
+    _mm512_storeu_si512(kept, _mm512_maskz_compress_epi32(below, a));
+    return (size_t)_mm_popcnt_u32(below);
+}
 static inline Integers i_from_f(Floats a) { return _mm512_castps_si512(a); }
 static inline Floats f_from_i(Integers a) { return _mm512_castsi512_ps(a); }
 static inline Integers i_exponents(Doubles a)

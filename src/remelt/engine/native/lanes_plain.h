@@ -94,6 +94,12 @@ static inline Integers i_choose_less(Integers x, Integers y, Integers a, Integer
     return (int32_t)x < (int32_t)y ? a : b;
 }
 static inline int i_reaches(Integers a, uint32_t limit) { return (int32_t)a >= (int32_t)limit; }
+/* What lies below an end is kept; whether it does. */
+static inline size_t i_keep_below(uint32_t *kept, Integers a, uint32_t end)
+{
+    *kept = a;
+    return a < end;
+}
 static inline Integers i_from_f(Floats a) { return bits_of_float(a); }
 static inline Floats f_from_i(Integers a) { return float_of_bits(a); }
 static inline Integers i_exponents(Doubles a) { return (uint32_t)(bits_of_double(a) >> 32) & 0x7ff00000u; }

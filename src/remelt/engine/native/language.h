@@ -18,7 +18,9 @@ enum {
     BLOCK = 512,             /* elements of a register; divides CHUNK, is a multiple of LANES */
     CHUNK = 1 << 16,         /* elements of a tensor that one row of partial results covers */
     LANES = 16,              /* a sum's element number i is added to lane i % LANES */
-    BINS = 1 << 16,          /* of a histogram */
+    UPPER_BINS = 1 << 15,    /* of a histogram of upper halves: magnitudes have no sign */
+    ROW = 1 << 8,            /* a histogram's window begins at a multiple of it, which float32 holds exactly */
+    MOST_BINS = 20,          /* the widest window, as a power of two */
     PIECE = 1 << 12,         /* words for which the checksum's numbers of places are drawn */
     ALIGNMENT = 64,          /* bytes; the widest vector */
     MOST_INSTRUCTIONS = 1 << 20
@@ -79,8 +81,8 @@ enum { OPAQUE = STORED_TYPES }; /* a type without NaN and infinities, for inspec
     ONE(reduce_product, 2)                                                                                             \
     ONE(reduce_maximum, 1)                                                                                             \
     ONE(reduce_minimum, 1)                                                                                             \
-    ONE(histogram_high, 1)                                                                                             \
-    ONE(histogram_low, 2)
+    ONE(histogram_upper, 1)                                                                                            \
+    ONE(histogram_window, 2)
 
 #define ENUMERATOR(name, operands) OP_##name,
 enum operation { OPERATIONS(ENUMERATOR) OPERATION_COUNT };
@@ -103,6 +105,7 @@ struct instruction {
 struct program {
     size_t length, registers, numbers, inputs, outputs, accumulators, histograms;
     size_t loads, stores;
+    size_t *histogram_begins;       /* where the counts of each histogram begin; after the last, how many there are */
     size_t element;                 /* bytes that a register keeps for an element: 4, or 8 where a float64 occurs */
     size_t *input_sizes;            /* bytes of the elements that are loaded from each input; 0 where none are */
     size_t *output_sizes;           /* the same of those that are stored to each output */
@@ -122,7 +125,7 @@ struct call {
     uint8_t *const *outputs;
     const struct part *input_parts, *output_parts; /* the files that take the place of memory, if any */
     double *sums;           /* a row of accumulators for each CHUNK */
-    int64_t *histograms;    /* BINS for each histogram */
+    uint32_t *counts;       /* of all histograms, to be added to */
     uint8_t *loads;         /* found for each load: 1 where NaN or an infinity was met in the stored values */
     uint8_t *stores;        /* the same for each store's results */
     uint64_t *checksums;    /* found for each store */
@@ -135,6 +138,7 @@ struct work {
     void *out;
     const void *a, *b, *c; /* a register, or one vector that repeats a number */
     unsigned fixed;        /* the flags that say which operands are numbers */
+    unsigned bins;         /* of a window, as a power of two */
 };
 
 /* Runs one instruction on a block; whether NaN or an infinity was met, where it is one that looks. */

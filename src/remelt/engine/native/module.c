@@ -67,7 +67,7 @@ static PyObject *native_set_places(PyObject *module, PyObject *places)
 
 static PyMethodDef native_methods[] = {
     {"run", (PyCFunction)(void (*)(void))native_run, METH_FASTCALL | METH_KEYWORDS,
-     "run(program, numbers, inputs, outputs, count, *, start=0, sums=None, histogram=None)\n--\n\n"
+     "run(program, numbers, inputs, outputs, count, *, start=0, sums=None, counts=None)\n--\n\n"
      "Run a program over elements; what it found."},
     {"inspect", (PyCFunction)(void (*)(void))native_inspect, METH_FASTCALL,
      "inspect(data, type, start=0, /)\n--\n\nWhether all values are finite, and what the bytes add to a checksum."},
@@ -112,7 +112,7 @@ static int native_exec(PyObject *module)
     if (PyModule_AddObjectRef(module, "FILES", WITH_FILES ? Py_True : Py_False) < 0)
         return -1;
     return PyModule_AddIntConstant(module, "BLOCK", BLOCK) || PyModule_AddIntConstant(module, "CHUNK", CHUNK) ||
-                   PyModule_AddIntConstant(module, "BINS", BINS)
+                   PyModule_AddIntConstant(module, "ROW", ROW)
                ? -1
                : 0;
 }

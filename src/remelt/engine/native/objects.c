@@ -91,7 +91,7 @@ static PyObject *program_count(PyObject *self, void *which)
     const struct program *program = &((ProgramObject *)self)->program;
     const size_t counts[] = {program->length,  program->registers, program->numbers,      program->inputs,
                              program->outputs, program->loads,     program->accumulators, program->histograms,
-                             program->stores};
+                             program->stores,  program->histogram_begins[program->histograms]};
     return PyLong_FromSize_t(counts[(uintptr_t)which]);
 }
 
@@ -104,6 +104,7 @@ static PyGetSetDef program_properties[] = {
     {"loads", program_count, NULL, "Instructions that load.", (void *)5},
     {"accumulators", program_count, NULL, "Partial results for each chunk.", (void *)6},
     {"histograms", program_count, NULL, "Histograms.", (void *)7},
+    {"counts", program_count, NULL, "Counts of all histograms.", (void *)9},
     {"stores", program_count, NULL, "Instructions that store.", (void *)8},
     {NULL, NULL, NULL, NULL, NULL},
 };

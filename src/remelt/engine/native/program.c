@@ -23,6 +23,7 @@ struct check {
     struct program *program;
     uint8_t *kinds;        /* of what each register holds so far */
     uint8_t *accumulated;  /* accumulators that have their instruction */
+    size_t *counted;       /* how many counts each histogram has; 0 before its instruction */
     size_t place;
     char *message;
     size_t room;
@@ -63,10 +64,6 @@ static int check_operands(const struct check *check, unsigned kind)
 {
     const struct instruction *it = &check->program->instructions[check->place];
     unsigned count = operand_counts[it->operation];
-    if (it->operation == OP_histogram_low) {
-        if (!(it->flags & NUMBER_B))
-            return refuse(check, "takes a number as b");
-    }
     if (count > 0 && check_operand(check, 'a', it->a, it->flags & NUMBER_A, kind) < 0)
         return -1;
     if (count > 1 && check_operand(check, 'b', it->b, it->flags & NUMBER_B, kind) < 0)
@@ -142,10 +139,17 @@ static int check_histogram(const struct check *check)
     const struct instruction *it = &program->instructions[check->place];
     if (it->kind != SINGLE)
         return refuse(check, "counts patterns of float32 only");
+    if (it->flags != (it->operation == OP_histogram_window ? NUMBER_B : 0))
+        return refuse(check, "counts a register's values, and begins its window at a number");
     if (check_operands(check, SINGLE) < 0)
         return -1;
     if (it->out >= program->histograms)
         return refuse(check, "counts into histogram %u, but there are %zu", it->out, program->histograms);
+    if (check->counted[it->out])
+        return refuse(check, "counts into histogram %u, which has another instruction", it->out);
+    if (it->operation == OP_histogram_window && it->extra > MOST_BINS)
+        return refuse(check, "has 2 to the power of %u bins, but %d is the most", it->extra, MOST_BINS);
+    check->counted[it->out] = it->operation == OP_histogram_window ? ((size_t)1 << it->extra) + 1 : UPPER_BINS;
     return 0;
 }
 
@@ -168,8 +172,8 @@ static int check_instruction(const struct check *check)
     case OP_reduce_maximum:
     case OP_reduce_minimum:
         return check_reduction(check);
-    case OP_histogram_high:
-    case OP_histogram_low:
+    case OP_histogram_upper:
+    case OP_histogram_window:
         return check_histogram(check);
     case OP_load:
         if (check_load(check) < 0)
@@ -219,12 +223,19 @@ static int check_all(struct check *check)
             snprintf(check->message, check->room, "nothing is added to accumulator %zu", place);
             return -1;
         }
+    for (size_t place = 0; place < program->histograms; place++) {
+        if (!check->counted[place]) {
+            snprintf(check->message, check->room, "nothing is counted into histogram %zu", place);
+            return -1;
+        }
+        program->histogram_begins[place + 1] = program->histogram_begins[place] + check->counted[place];
+    }
     return 0;
 }
 
 int program_check(struct program *program, char *message, size_t room)
 {
-    struct check check = {program, NULL, NULL, 0, message, room};
+    struct check check = {program, NULL, NULL, NULL, 0, message, room};
     int result = -1;
     program->loads = program->stores = 0;
     program->element = 4;
@@ -232,9 +243,12 @@ int program_check(struct program *program, char *message, size_t room)
     program->checksum_step = 1;
     program->input_sizes = calloc(program->inputs + 1, sizeof(size_t));
     program->output_sizes = calloc(program->outputs + 1, sizeof(size_t));
+    program->histogram_begins = calloc(program->histograms + 1, sizeof(size_t));
     check.kinds = malloc(program->registers + 1);
     check.accumulated = calloc(program->accumulators + 1, 1);
-    if (program->input_sizes && program->output_sizes && check.kinds && check.accumulated) {
+    check.counted = calloc(program->histograms + 1, sizeof(size_t));
+    if (program->input_sizes && program->output_sizes && program->histogram_begins && check.kinds &&
+        check.accumulated && check.counted) {
         memset(check.kinds, UNDEFINED, program->registers + 1);
         result = check_all(&check);
     } else {
@@ -242,6 +256,7 @@ int program_check(struct program *program, char *message, size_t room)
     }
     free(check.kinds);
     free(check.accumulated);
+    free(check.counted);
     return result;
 }
 
@@ -249,7 +264,8 @@ void program_clear(struct program *program)
 {
     free(program->input_sizes);
     free(program->output_sizes);
+    free(program->histogram_begins);
     free(program->instructions);
-    program->input_sizes = program->output_sizes = NULL;
+    program->input_sizes = program->output_sizes = program->histogram_begins = NULL;
     program->instructions = NULL;
 }

@@ -74,14 +74,13 @@ static inline uint32_t magnitude_at(const float *a, size_t place)
     return bits & 0x7fffffffu;
 }
 
-/* Two magnitudes at a time, as one word: the upper halves of both without another load. */
-static int histogram_high(const struct work *work, size_t count)
+/* How many magnitudes have each upper half: two at a time, as one word, without another load. */
+static int histogram_upper(const struct work *work, size_t count)
 {
     const float *a = work->a;
-    int64_t *bins = work->out;
-    const size_t step = work->fixed & NUMBER_A ? 0 : 1;
+    uint32_t *bins = work->out;
     size_t i = 0;
-    for (; step && i + 4 <= count; i += 4) {
+    for (; i + 4 <= count; i += 4) {
         uint64_t words[2];
         memcpy(words, a + i, sizeof words);
         bins[words[0] >> 16 & 0x7fffu]++;
@@ -90,42 +89,52 @@ static int histogram_high(const struct work *work, size_t count)
         bins[words[1] >> 48 & 0x7fffu]++;
     }
     for (; i < count; i++)
-        bins[magnitude_at(a, step * i) >> 16]++;
+        bins[magnitude_at(a, i) >> 16]++;
     return 0;
 }
 
-/* Whether some values of the next vectors have an upper half: then neither their distance from it nor that from its end is negative. */
-enum { WITHIN = 2 };
-
-static inline int any_within(const float *a, Integers begin)
+static inline uint64_t total_of(Integers a)
 {
-    Integers all = i_all(0xffffffffu);
-    for (int k = 0; k < WITHIN; k++) {
-        Integers magnitude = i_and(i_from_f(f_read(a + k * FLOAT_LANES)), i_all(0x7fffffffu));
-        Integers distance = i_sub(magnitude, begin);
-        all = i_and(all, i_or(distance, i_sub(i_all(0xffffu), distance)));
-    }
-    return i_reaches(all, 0) != 0;
+    uint32_t lanes[FLOAT_LANES];
+    uint64_t total = 0;
+    f_write(lanes, f_from_i(a));
+    for (int lane = 0; lane < FLOAT_LANES; lane++)
+        total += lanes[lane];
+    return total;
 }
 
-static int histogram_low(const struct work *work, size_t count)
+/* How many have each magnitude of a window, and after those how many lie below it. What lies within is picked out
+ * first, without a branch: counting takes a load and a store for each. */
+static int histogram_window(const struct work *work, size_t count)
 {
     const float *a = work->a;
-    int64_t *bins = work->out;
-    const float number = *(const float *)work->b;
-    const uint32_t high = number >= 0.0f && number < 32768.0f ? (uint32_t)number : BINS;
-    const size_t step = work->fixed & NUMBER_A ? 0 : 1, together = WITHIN * FLOAT_LANES;
-    if (high == BINS)
+    const float row = *(const float *)work->b;
+    uint32_t kept[BLOCK + FLOAT_LANES], *bins = work->out;
+    const uint32_t end = 1u << work->bins;
+    if (!(row >= 0.0f && row < (float)((1u << 31) / ROW)))
         return 0;
-    for (size_t begin = 0; begin < count; begin += together) {
-        const size_t end = begin + together < count ? begin + together : count;
-        if (step && end == begin + together && !any_within(a + begin, i_all(high << 16)))
-            continue; /* nearly always: few magnitudes have one upper half */
-        for (size_t i = begin; i < end; i++) {
-            uint32_t magnitude = magnitude_at(a, step * i);
-            if (magnitude >> 16 == high)
-                bins[magnitude & 0xffffu]++;
-        }
+    const uint32_t begin = (uint32_t)row * ROW;
+    const Integers begins = i_all(begin), magnitudes = i_all(0x7fffffffu);
+    Integers below = i_all(0);
+    size_t found = 0, i = 0;
+    for (; i + FLOAT_LANES <= count; i += FLOAT_LANES) {
+        const Integers place = i_sub(i_and(i_from_f(f_read(a + i)), magnitudes), begins);
+        below = i_add(below, i_right(place, 31));
+        found += i_keep_below(kept + found, place, end);
     }
+    uint64_t under = total_of(below);
+    for (; i < count; i++) {
+        const uint32_t place = magnitude_at(a, i) - begin;
+        under += place >> 31;
+        kept[found] = place;
+        found += place < end;
+    }
+    for (size_t k = 0; k < found;) { /* many in a row are the same where models agree: then one does not wait for another */
+        const size_t first = k;
+        while (++k < found && kept[k] == kept[first])
+            ;
+        bins[kept[first]] += (uint32_t)(k - first);
+    }
+    bins[end] += (uint32_t)under;
     return 0;
 }
