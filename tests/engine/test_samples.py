@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_sample_lies_within_and_is_the_whole_where_that_is_little(size: int) -
     found = pieces(0, size)
     assert found[0][0] == 0
     assert all(begin % CHUNK == 0 for begin, _ in found)
-    assert all(end <= following for (_, end), (following, _) in zip(found, found[1:], strict=False))
+    assert all(end <= following for (_, end), (following, _) in itertools.pairwise(found))
     assert found[-1][1] <= size
     taken = sum(end - begin for begin, end in found)
     assert taken == size if size <= SMALL else 0.9 * units._SAMPLE <= taken <= units._SAMPLE

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from remelt.check.program import Apply
@@ -16,8 +18,24 @@ Partials = dict[int, dict[str, Any]]
 """What a slice adds to the sums of each register with reductions, by name: numbers, or tensors."""
 
 
-def add_part(found: dict[str, Any], name: str, part: Sequence[float] | torch.Tensor) -> None:
+@dataclass(frozen=True)
+class Hits:
+    """What falls into a histogram of many bins, of which a part of a tensor hits few: where, and how many below it."""
+
+    bins: int
+    places: npt.NDArray[np.integer[Any]]
+    below: int
+
+
+def add_part(found: dict[str, Any], name: str, part: Sequence[float] | torch.Tensor | Hits) -> None:
     """Add chunks' sums to those before, one after the other, or the counts of a histogram."""
+    if isinstance(part, Hits):
+        if name not in found:
+            found[name] = torch.zeros(part.bins + 1, dtype=torch.int64)
+        counts = found[name].numpy()
+        np.add.at(counts, part.places, 1)
+        counts[-1] += part.below
+        return
     if isinstance(part, torch.Tensor):
         found[name] = _more(found[name], part) if name in found else part
         return

@@ -12,6 +12,7 @@ import torch
 
 from remelt.core.dtype import DType
 from remelt.engine.finite import is_finite
+from remelt.engine.known import Hits
 from remelt.engine.language import Kernel, Number, Partial
 from remelt.engine.scratch import Scratch
 from remelt.engine.tensors import TORCH
@@ -23,10 +24,10 @@ _BLOCK = 2**16
 """Elements that are computed at a time: fewer cost calls, and more do not stay in the second cache."""
 _TILE = 2**20
 _COUNTED_TILE = 2**18
-_DIRECT_TILE = 2**20
+_DIRECT_TILE = 2**19
 """Elements of a call: each one costs that two threads hand Python's lock to each other."""
 
-Sums = list[list[float] | torch.Tensor]
+Sums = list[list[float] | torch.Tensor | Hits]
 """For each partial of a kernel the sums of its chunks in order, or the counts of a histogram."""
 
 
@@ -157,17 +158,15 @@ def _bits(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [one.view(BITS[one.dtype]) if one.dtype in BITS else one for one in tensors]
 
 
-def _histogram(magnitudes: torch.Tensor, partial: Partial, numbers: Sequence[float]) -> torch.Tensor:
+def _histogram(magnitudes: torch.Tensor, partial: Partial, numbers: Sequence[float]) -> torch.Tensor | Hits:
     """How many magnitudes there are of each kind that the partial tells apart; they are overwritten."""
     bits = magnitudes.view(torch.int32)
     if partial.begin is None:
         upper = torch.bitwise_right_shift(bits, 16, out=bits)
         return torch.bincount(upper, minlength=partial.bins)
-    place = bits.sub_(int(numbers[partial.begin.index]) * ROW).numpy().view(np.uint32)
-    counts = np.empty(partial.bins + 1, dtype=np.int64)
-    counts[:-1] = np.bincount(place[np.flatnonzero(place < partial.bins)], minlength=partial.bins)
-    counts[-1] = np.count_nonzero(place >> 31)
-    return torch.from_numpy(counts)
+    place = bits.sub_(int(numbers[partial.begin.index]) * ROW).numpy()
+    within = np.flatnonzero(place.view(np.uint32) < partial.bins)
+    return Hits(partial.bins, place[within], int(np.count_nonzero(place < 0)))
 
 
 _SINGLE = (torch.float32, torch.int32)

@@ -20,8 +20,8 @@ class Sweep:
     ``reductions`` are pairs of register and round to add up; ``gathers`` are registers to keep whole; ``outputs`` are
     positions among the program's outputs to write. ``frees`` lists, for each instruction of ``order``, the registers
     that are no longer needed after it. ``live`` is the most registers held at a time; ``drops`` are gathered registers
-    that no later pass needs. ``sampled`` where it needs to look at some elements only, ``due`` where it is counted on that it takes a
-    pass over all.
+    that no later pass needs. ``sampled`` where it needs to look at some elements only, ``due`` where it is
+    counted on that it takes a pass over all.
     """
 
     order: tuple[int, ...]
@@ -62,8 +62,8 @@ class Schedule:
 def schedule(program: Program, *, small: bool = False) -> Schedule:
     """The passes of a program.
 
-    Where tensors are ``small``, the results of methods with reductions are kept whole for the passes after them, so that a chain of
-    such methods costs a pass each; else every pass computes anew what is below it, and holds only tiles.
+    Where tensors are ``small``, the results of methods with reductions are kept whole for the passes after them, so
+    that a chain of such methods costs a pass each; else every pass computes anew what is below, and holds only tiles.
     """
     return _Scheduler(program, small=small).run()
 
