@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from remelt.methods.projection import perpendicular_component
     from remelt.methods.spherical import slerp
     from remelt.recipe.blocks import blocks, classes, components, depth, keys, search
+    from remelt.recipe.layers import layers, stack_layers
     from remelt.recipe.method import merge_method
     from remelt.recipe.node import model, parameter
 
@@ -78,6 +79,7 @@ _HOMES = {
     "remelt.methods.projection": ("perpendicular_component",),
     "remelt.methods.spherical": ("slerp",),
     "remelt.recipe.blocks": ("blocks", "classes", "components", "depth", "keys", "search"),
+    "remelt.recipe.layers": ("layers", "stack_layers"),
     "remelt.recipe.method": ("merge_method",),
     "remelt.recipe.node": ("model", "parameter"),
 }
@@ -114,6 +116,7 @@ __all__ = [
     "fallback",
     "inspect",
     "keys",
+    "layers",
     "merge",
     "merge_method",
     "model",
@@ -128,6 +131,7 @@ __all__ = [
     "search",
     "serialize",
     "slerp",
+    "stack_layers",
     "subtract",
     "ties_sum",
     "weighted_sum",

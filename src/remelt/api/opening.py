@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from remelt.api.hashing import content_hash, find_by_hash
+from remelt.api.layer_views import view_of_layers
 from remelt.archs.detect import detect
 from remelt.check.bound import BoundGraph
 from remelt.check.inputs import Input
@@ -73,7 +74,7 @@ def _open(
     if model.tensors is not None:
         from remelt.engine.tensors import describe_tensors
 
-        identity: tuple[object, ...] = (id(model.tensors), model.space)
+        identity: tuple[object, ...] = (id(model.tensors), model.space, model.layers)
         if identity in known:
             return identity, None
         checkpoint = MemoryCheckpoint(describe_tensors(model.tensors, model.name))
@@ -81,11 +82,14 @@ def _open(
     else:
         folders = [folder, *models_dirs]
         path = _locate(model, folders)
-        identity = (path.resolve(), model.space, model.sha256)
+        identity = (path.resolve(), model.space, model.sha256, model.layers)
         if identity in known:
             return identity, None
         checkpoint = opened._files.enter_context(_open_locked(path, model, folders))
         label = (checkpoint.path or path).name
+    if model.layers is not None:
+        checkpoint = view_of_layers(checkpoint, model.layers, label)
+        label = f"{label}, layers {model.layers.start} to {model.layers.stop}"
     return identity, Input(label, model, checkpoint, detect(checkpoint.tensors))
 
 

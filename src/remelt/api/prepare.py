@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remelt.api.embedding import portable_text
+from remelt.api.layer_views import CONFIG, restacked
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
 from remelt.api.outputs import companions_of, lay_out, refuse_full_disk, refuse_output
@@ -30,6 +31,7 @@ from remelt.engine.executor import describe_executor
 from remelt.errors import CheckError, OptionError, Problem, RecipeError
 from remelt.formats.locate import models_folders
 from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
+from remelt.recipe.layers import expand_layers
 from remelt.recipe.method import Method
 from remelt.recipe.node import Call, Model, Node
 
@@ -45,7 +47,7 @@ class PreparedGroup:
     inputs: Mapping[int, Input]
     positions: tuple[int, ...]
     sources: tuple[tuple[int, ...], ...]
-    companions: tuple[tuple[tuple[Path, str], ...], ...]
+    companions: tuple[tuple[tuple[Path | bytes, str], ...], ...]
 
 
 @dataclass
@@ -78,7 +80,7 @@ def prepare(
         if output is not None:
             refuse_output(output, options.overwrite)
     folders = models_folders([Path(folder) for folder in options.models_dirs])
-    recipes = [_with_fallback(source.recipe, options) for source in sources]
+    recipes = [expand_layers(_with_fallback(source.recipe, options)) for source in sources]
     graph = bind_recipes(recipes, methods, [str(source.folder) for source in sources])
     opened = open_models(graph, folders)
     try:
@@ -86,8 +88,10 @@ def prepare(
         masses, space_problems = infer_masses(graph)
         _refuse(space_problems, graph)
         texts = [
-            "" if output is None else portable_text(recipe, methods, folders, source.folder)
-            for recipe, source, output in zip(recipes, sources, outputs, strict=True)
+            ""
+            if output is None
+            else portable_text(_with_fallback(source.recipe, options), methods, folders, source.folder)
+            for source, output in zip(sources, outputs, strict=True)
         ]
         groups = [
             _Group(graph, opened, masses, positions, used, options).prepare(outputs, texts)
@@ -147,7 +151,7 @@ class _Group:
         )
         sources = tuple(tuple(self.weights_of(root)) for root in self.roots)
         companions = tuple(
-            tuple(companions_of(self.first_of(root), output)) for root, output in zip(self.roots, planned, strict=True)
+            tuple(self.companions(root, output)) for root, output in zip(self.roots, planned, strict=True)
         )
         return PreparedGroup(plan, self.inputs, tuple(self.positions), sources, companions)
 
@@ -200,6 +204,12 @@ class _Group:
             metadata[OPTIONS_KEY] = json.dumps(self.options.decisive)
         layout = lay_out(tensors, metadata, path, self.first_of(root), self.options.shard_bytes)
         return PlannedOutput(str(path), space, tensors, layout)
+
+    def companions(self, root: int, output: PlannedOutput) -> Iterator[tuple[Path | bytes, str]]:
+        """The small files beside a result; a configuration tells how many layers it has."""
+        parts = [given for given in self.inputs_of(root).values() if given.model.layers is not None]
+        for file, name in companions_of(self.first_of(root), output):
+            yield (restacked(file, parts) if parts and name == CONFIG else file), name
 
     def weights_of(self, root: int) -> Iterator[int]:
         """The models that one result uses, in the recipe's order."""

@@ -70,7 +70,7 @@ def _unknown(rule: Rule, layout: Layout) -> Iterator[tuple[str, str | None]]:
         for name, _ in rule.named:
             if not any(layout.matches_class(fact, name) for fact in facts):
                 yield _no("layer class", name, layout.layer_classes)
-    elif rule.kind == KEYS:
+    elif rule.kind == KEYS and not rule.optional:
         for pattern, _ in rule.named:
             matcher = re.compile(fnmatch.translate(pattern))
             if not any(matcher.match(key) for key in layout.keys):

@@ -71,7 +71,7 @@ class FileOutput:
         self,
         layout: OutputLayout,
         path: Path,
-        companions: Sequence[tuple[Path, str]] = (),
+        companions: Sequence[tuple[Path | bytes, str]] = (),
         *,
         fingerprint: str | None = None,
         restart: bool = False,
@@ -191,7 +191,7 @@ class FileOutput:
     def publish(self) -> None:
         """Make the complete result visible: rename, index last, fsync of the folder."""
         try:
-            small = [(name, source.read_bytes()) for source, name in self.companions]
+            small = [(name, one if isinstance(one, bytes) else one.read_bytes()) for one, name in self.companions]
             small += self.layout.indexes
             if self.layout.is_folder:
                 finals = {*self.sinks, *(name for name, _ in small)}

@@ -38,12 +38,16 @@ RANKS = {KEYS: 0, BLOCKS: 1, DEPTH: 1, PRESET: 1, CLASSES: 2, COMPONENTS: 3}
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of selector with its values: names to weights, or a list along the depth of a stack or a preset."""
+    """One kind of selector with its values: names to weights, or a list along the depth of a stack or a preset.
+
+    A key's pattern may have weights along the depth. ``optional`` patterns need not match any key.
+    """
 
     kind: str
-    named: tuple[tuple[str, Weight], ...] = ()
+    named: tuple[tuple[str, Weight | BlockWeights], ...] = ()
     listed: tuple[Weight, ...] = ()
     stack: str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,11 @@ class BlockWeights:
     def searches(self) -> Iterator[Search]:
         """The open numbers among the weights, in the order they were written."""
         for rule in self.rules:
-            yield from (weight for _, weight in rule.named if isinstance(weight, Search))
+            for _, weight in rule.named:
+                if isinstance(weight, BlockWeights):
+                    yield from weight.searches()
+                elif isinstance(weight, Search):
+                    yield weight
             yield from (weight for weight in rule.listed if isinstance(weight, Search))
         if isinstance(self.default, Search):
             yield self.default
@@ -104,17 +112,19 @@ class BlockWeights:
 def _match(rule: Rule, facts: KeyFacts, layout: Layout) -> tuple[int, Weight] | None:
     """The level within the rule's rank (0 is the most specific) and the weight, where the rule speaks for the key."""
     if rule.kind == KEYS:
-        return next(((0, weight) for glob, weight in rule.named if _glob(glob).match(facts.key)), None)
+        matching = (weight for glob, weight in rule.named if _glob(glob).match(facts.key))
+        known = (w.resolve(facts, layout) if isinstance(w, BlockWeights) else w for w in matching)
+        return next(((0, weight) for weight in known if weight is not None), None)
+    named = plain_weights(rule)
     if rule.kind == BLOCKS:
         found = [
-            (_level(name, facts), weight) for name, weight in rule.named if name in facts.blocks or name in facts.groups
+            (_level(name, facts), weight) for name, weight in named if name in facts.blocks or name in facts.groups
         ]
         return min(found, key=lambda pair: pair[0]) if found else None
     if rule.kind == CLASSES:
-        matching = (weight for name, weight in rule.named if layout.matches_class(facts, name))
-        return next(((0, weight) for weight in matching), None)
+        return next(((0, weight) for name, weight in named if layout.matches_class(facts, name)), None)
     if rule.kind == COMPONENTS:
-        return next(((0, weight) for name, weight in rule.named if layout.is_component(facts, name)), None)
+        return next(((0, weight) for name, weight in named if layout.is_component(facts, name)), None)
     if rule.kind == DEPTH:
         if facts.stack is None or not (rule.stack is None or _names_stack(rule.stack, facts.stack)):
             return None
@@ -126,6 +136,11 @@ def _match(rule: Rule, facts: KeyFacts, layout: Layout) -> tuple[int, Weight] | 
         if name in facts.blocks or name in facts.groups
     ]
     return min(found, key=lambda pair: pair[0]) if found else None
+
+
+def plain_weights(rule: Rule) -> tuple[tuple[str, Weight], ...]:
+    """The names of a rule with their weights, where these are numbers: of all rules but those of keys."""
+    return rule.named  # type: ignore[return-value]
 
 
 def _level(name: str, facts: KeyFacts) -> int:
@@ -181,9 +196,17 @@ def classes(named: Mapping[str, Weight] | None = None, /, **weights: Weight) -> 
     return BlockWeights((Rule(CLASSES, named=_named("classes", named, weights)),))
 
 
-def keys(named: Mapping[str, Weight]) -> BlockWeights:
-    """Weights by glob over whole key names, such as ``*.attn2.*``."""
-    return BlockWeights((Rule(KEYS, named=_named("keys", named, {})),))
+def keys(named: Mapping[str, Weight | BlockWeights], *, optional: bool = False) -> BlockWeights:
+    """Weights by glob over whole key names, such as ``*.attn2.*``: numbers, or `depth` with a number after it.
+
+    Each pattern must match a key, unless they are ``optional``.
+
+    >>> keys({"*.attn2.*": depth([0, 1]) | 0.5})
+    keys({'*.attn2.*': depth([0.0, 1.0]) | 0.5})
+    """
+    if not isinstance(optional, bool):
+        raise RecipeError(f"keys needs True or False for 'optional', but got {optional!r}")
+    return BlockWeights((Rule(KEYS, named=_named("keys", named, {}), optional=optional),))
 
 
 def depth(values: Sequence[Weight], stack: str | None = None) -> BlockWeights:
@@ -210,8 +233,8 @@ MAKERS: dict[str, Callable[..., BlockWeights]] = {
 
 
 def _named(
-    kind: str, named: Mapping[str, Weight] | None, weights: Mapping[str, Weight]
-) -> tuple[tuple[str, Weight], ...]:
+    kind: str, named: Mapping[str, Weight | BlockWeights] | None, weights: Mapping[str, Weight]
+) -> tuple[tuple[str, Weight | BlockWeights], ...]:
     if named is not None and not isinstance(named, Mapping):
         raise RecipeError(
             f"{kind} needs names with numbers, but got {named!r}", hint=f"{kind}(NAME=0.5) or {kind}({{'NAME': 0.5}})"
@@ -222,7 +245,15 @@ def _named(
     for name in merged:
         if not isinstance(name, str):
             raise RecipeError(f"{kind} needs names that are text, but got {name!r}")
-    return tuple((name, _weight(weight, f"{kind}: {name}")) for name, weight in merged.items())
+    return tuple(
+        (name, weight if kind == KEYS and is_curve(weight) else _weight(weight, f"{kind}: {name}"))
+        for name, weight in merged.items()
+    )
+
+
+def is_curve(weight: object) -> bool:
+    """Whether a weight is one along the depth, with or without a number for what stands in no stack."""
+    return isinstance(weight, BlockWeights) and bool(weight.rules) and all(r.kind == DEPTH for r in weight.rules)
 
 
 def _weight(value: object, place: str) -> Weight:
@@ -259,5 +290,9 @@ def render_rule(rule: Rule) -> str:
         stack = "" if rule.stack is None else f", stack={rule.stack!r}"
         return f"depth([{', '.join(render_weight(weight) for weight in rule.listed)}]{stack})"
     if rule.kind != KEYS and all(name.isidentifier() for name, _ in rule.named):
-        return f"{rule.kind}({', '.join(f'{name}={render_weight(weight)}' for name, weight in rule.named)})"
-    return f"{rule.kind}({{{', '.join(f'{name!r}: {render_weight(weight)}' for name, weight in rule.named)}}})"
+        return f"{rule.kind}({', '.join(f'{name}={render_weight(weight)}' for name, weight in plain_weights(rule))})"
+    named = ", ".join(
+        f"{name!r}: {weight!r}" if isinstance(weight, BlockWeights) else f"{name!r}: {render_weight(weight)}"
+        for name, weight in rule.named
+    )
+    return f"{rule.kind}({{{named}}}{', optional=True' if rule.optional else ''})"

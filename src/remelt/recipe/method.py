@@ -121,8 +121,8 @@ class Reduction:
 
     - ``sampled``: some elements that are spread over the tensor are enough.
     - ``unless``: whether the round can be left out, from the sums before it, or from what they come to.
-    - ``due``: when a plan counts on it: ``always``; where a sample was taken (``sample``), or where it was of all elements
-      of a small tensor (``whole``); or ``never``.
+    - ``due``: when a plan counts on it: ``always``; where a sample was taken (``sample``), or where it was of all
+      elements of a small tensor (``whole``); or ``never``.
     """
 
     function: Callable[..., Mapping[str, AnyTensor]]

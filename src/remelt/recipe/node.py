@@ -83,12 +83,28 @@ class Node:
         return f"<{type(self).__name__}>"
 
 
+@dataclass(frozen=True)
+class LayerRange:
+    """Which layers of a model are read, and as which: those from ``start`` up to ``stop`` as ``offset`` and so on.
+
+    ``stack`` names their container, where it is not the longest; ``before`` and ``after`` tell whether what comes
+    before the layers and after them is read, too.
+    """
+
+    start: int
+    stop: int
+    offset: int
+    stack: str | None = None
+    before: bool = True
+    after: bool = True
+
+
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Model(Node):
     """A checkpoint, by path, by name in a models folder, or as tensors in memory.
 
     ``sha256`` locks it to one content; ``space`` is what its tensors mean; ``arch`` states its architecture where that
-    shall not be inferred.
+    shall not be inferred. ``layers`` is set where `stack_layers` reads a part of it: no text says it of a model.
     """
 
     name: str
@@ -97,6 +113,7 @@ class Model(Node):
     arch: str | None = None
     tensors: Mapping[str, Any] | None = field(default=None)
     span: Span | None = None
+    layers: LayerRange | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Node], tuple[object, ...]]:
         return Node.__reduce__(self)
@@ -280,7 +297,8 @@ def _content(node: Node) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
         return "Value", (node.value,), ()
     if isinstance(node, Model):
         held = None if node.tensors is None else _Tensors(node.tensors)
-        return "Model", (node.name, node.sha256, node.space, node.arch, held), ()
+        part = () if node.layers is None else (node.layers,)
+        return "Model", (node.name, node.sha256, node.space, node.arch, held, *part), ()
     if isinstance(node, Parameter):
         return "Parameter", (node.name, node.space, node.arch), ()
     raise RecipeError(f"{type(node).__name__} is not a kind of node", hint="Model, Value, Parameter or Call")
@@ -306,9 +324,9 @@ def _unflatten(rows: list[Row]) -> Node:
             assert isinstance(count, int)
             nodes.append(Call(method, tuple(node for _, node in picked[:count]), tuple(picked[count:])))
         elif kind == "Model":
-            name, sha256, space, arch, held = fields
+            name, sha256, space, arch, held, *part = fields
             tensors = held.tensors if isinstance(held, _Tensors) else None
-            nodes.append(Model(name, sha256, space, arch, tensors))  # type: ignore[arg-type]
+            nodes.append(Model(name, sha256, space, arch, tensors, None, *part))  # type: ignore[arg-type]
         else:
             nodes.append({"Value": Value, "Parameter": Parameter}[kind](*fields))
     return nodes[-1]

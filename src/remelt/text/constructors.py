@@ -9,7 +9,7 @@ from typing import Any
 
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError
-from remelt.recipe.blocks import MAKERS, Search, search
+from remelt.recipe.blocks import MAKERS, Search, is_curve, keys, search
 from remelt.recipe.node import SPACES, Literal, Node, model, parameter
 
 VALUE_WORDS = (*MAKERS, "search")
@@ -116,8 +116,8 @@ def _weights(word: str, args: Sequence[Given], named: dict[str, Given]) -> Liter
     first: list[Any] = []
     if args or word == "keys":
         ((value, place),) = _positional(word, args, 1)
-        if word == "keys" and named:
-            raise ArgumentError("keys takes patterns in braces", next(iter(places.values())), USAGE[word])
+        if word == "keys":
+            return _keys(value, place, named)
         if isinstance(value, Mapping):
             for name, weight in value.items.items():
                 if name in weights:
@@ -134,6 +134,22 @@ def _weights(word: str, args: Sequence[Given], named: dict[str, Given]) -> Liter
             raise ArgumentError(f"{word} needs a number for {name!r}", places[name], USAGE[word])
     keyword = {name: weight for name, weight in weights.items() if name in named}
     return MAKERS[word](*first, **keyword)
+
+
+def _keys(value: Any, place: ast.expr, named: dict[str, Given]) -> Literal:
+    """Weights by the patterns of keys: numbers, searches, or weights along the depth."""
+    for option, given in named.items():
+        if option != "optional":
+            raise ArgumentError("keys takes patterns in braces", given[1], USAGE["keys"])
+    optional, at = named.get("optional", (False, place))
+    if not isinstance(optional, bool):
+        raise ArgumentError("keys needs True or False for 'optional'", at, USAGE["keys"])
+    if not isinstance(value, Mapping):
+        raise ArgumentError("keys needs names with numbers", place, USAGE["keys"])
+    for name, weight in value.items.items():
+        if not (_is_weight(weight) or is_curve(weight)):
+            raise ArgumentError(f"keys needs a number for {name!r}", value.places[name], USAGE["keys"])
+    return keys(value.items, optional=optional)
 
 
 def _positional(word: str, args: Sequence[Given], count: int) -> Sequence[Given]:

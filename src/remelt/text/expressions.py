@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError, RecipeSyntaxError, Span
 from remelt.recipe.blocks import MAKERS, BlockWeights, Search
+from remelt.recipe.layers import LAYERS, STACK
 from remelt.recipe.node import Call, Literal, Model, Node, Value, multiply
 from remelt.text.constructors import CONSTRUCTORS, USAGE, Mapping, construct
 from remelt.text.document import Step
@@ -39,6 +40,8 @@ _INSTEAD = {
 _ONLY_WITHIN = f"a mapping stands only within {', '.join(MAKERS)}"
 _MAPPING = 'as in blocks({"double_blocks.3": 0.2})'
 _LARGE = "the largest is 1.7976931348623157e308"
+_PARTS = (LAYERS, STACK)
+"""Words whose texts are models: they are no methods, that could say so."""
 _SPELLINGS = {"true": "True", "false": "False", "none": "None", "null": "None", "nil": "None"}
 
 
@@ -281,7 +284,7 @@ class Expressions:
             return self.constructed(function, args, named)
         return Call(
             function.id,
-            tuple([self.argument(arg) for arg in expression.args]),
+            tuple([self.argument(arg, model_text=function.id in _PARTS) for arg in expression.args]),
             tuple([(name, self.argument(keyword.value)) for name, keyword in given.items()]),
             self.span(function),
             tuple([(name, self.span(keyword, len(name))) for name, keyword in given.items()]),

@@ -92,8 +92,11 @@ def _rule(rule: Rule) -> str:
         return f"depth([{', '.join([_weight(weight) for weight in rule.listed])}]{stack})"
     if rule.kind != KEYS and all(is_word(name) for name, _ in rule.named):
         return f"{rule.kind}({', '.join([f'{name}={_weight(weight)}' for name, weight in rule.named])})"
-    return f"{rule.kind}({{{', '.join([f'{quoted(name)}: {_weight(weight)}' for name, weight in rule.named])}}})"
+    named = ", ".join([f"{quoted(name)}: {_weight(weight)}" for name, weight in rule.named])
+    return f"{rule.kind}({{{named}}}{', optional=True' if rule.optional else ''})"
 
 
-def _weight(weight: float | Search) -> str:
+def _weight(weight: float | Search | BlockWeights) -> str:
+    if isinstance(weight, BlockWeights):
+        return _block_weights(weight)
     return render_weight(weight) if isinstance(weight, Search) else repr(float(weight))

@@ -1,0 +1,90 @@
+"""Models of which a part of the layers is read: under other numbers, with a configuration that tells how many."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from remelt.archs.structure import Structure, infer
+from remelt.check.inputs import Input
+from remelt.errors import RecipeError
+from remelt.formats.checkpoint import Checkpoint
+from remelt.formats.renamed import RenamedCheckpoint
+from remelt.recipe.node import LayerRange
+
+CONFIG = "config.json"
+_BEFORE = re.compile(r"(?:^|[._/])(?:\w*emb\w*|wte|wpe|tok_\w*|patch_\w*|conv_in|img_in|txt_in|time_in)(?:[._]|$)")
+"""Names of what comes before the layers; anything else outside them comes after."""
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def view_of_layers(checkpoint: Checkpoint, wanted: LayerRange, label: str) -> RenamedCheckpoint:
+    """Some layers of a checkpoint, under the numbers that they have in the result.
+
+    Raises `RecipeError` where it has no such stack, or not so many layers.
+    """
+    structure = infer(checkpoint.tensors)
+    stack = stack_of(structure, wanted.stack, label)
+    numbers = structure.stacks[stack]
+    if wanted.stop > len(numbers):
+        raise RecipeError(
+            f"{label} has {len(numbers)} layers in {stack}, but layers {wanted.start} to {wanted.stop} are asked for",
+            hint=f"the last range of it ends at {len(numbers)}",
+        )
+    names: dict[str, str] = {}
+    for key in checkpoint.tensors:
+        place = structure.places[key]
+        if place.stack != stack:
+            if wanted.before if _BEFORE.search(key) else wanted.after:
+                names[key] = key
+        elif wanted.start <= place.index < wanted.stop:
+            number = place.index - wanted.start + wanted.offset
+            names[f"{stack}.{number}{key[len(stack) + 1 + len(str(place.number)) :]}"] = key
+    return RenamedCheckpoint(checkpoint, names)
+
+
+def stack_of(structure: Structure, named: str | None, label: str) -> str:
+    """The stack that is meant: the one of that name, or the longest."""
+    stacks = structure.stacks
+    if named is not None:
+        found = [stack for stack in stacks if stack == named or stack.endswith(f".{named}")]
+        if len(found) == 1:
+            return found[0]
+        have = ", ".join(stacks) or "none"
+        raise RecipeError(f"{label} has {len(found) or 'no'} stacks of layers named {named!r}", hint=f"it has {have}")
+    if not stacks:
+        raise RecipeError(f"{label} has no stack of layers: no numbered parts that resemble each other")
+    return max(stacks, key=lambda stack: len(stacks[stack]))
+
+
+def restacked(config: Path, parts: Sequence[Input]) -> bytes:
+    """A configuration for a result whose layers are those of several parts: their number, and what is told of each.
+
+    What it tells of each layer (a list as long as there were layers) is taken from the layer that stands there now.
+    """
+    told: Any = json.loads(config.read_text(encoding="utf-8"))
+    sources: dict[int, int] = {}
+    for given in parts:
+        wanted = given.model.layers
+        assert wanted is not None
+        for number in range(wanted.start, wanted.stop):
+            sources.setdefault(number - wanted.start + wanted.offset, number)
+    order = [sources[number] for number in sorted(sources)]
+    _restack(told, order)
+    return (json.dumps(told, indent=2) + "\n").encode()
+
+
+def _restack(told: Any, order: Sequence[int]) -> None:
+    if not isinstance(told, dict):
+        return
+    counts = {told[name] for name in _COUNTS if isinstance(told.get(name), int)}
+    for name, value in told.items():
+        if name in _COUNTS and isinstance(value, int):
+            told[name] = len(order)
+        elif isinstance(value, list) and len(value) in counts and max(order) < len(value):
+            told[name] = [value[number] for number in order]
+        else:
+            _restack(value, order)
