@@ -23,9 +23,6 @@ _absence: str | None = None
 if TYPE_CHECKING or os.environ.get("REMELT_NATIVE") != "0":
     try:
         from remelt.engine.native._native import (
-            ROW as ROW,
-        )
-        from remelt.engine.native._native import (
             BLOCK as BLOCK,
         )
         from remelt.engine.native._native import (
@@ -36,6 +33,9 @@ if TYPE_CHECKING or os.environ.get("REMELT_NATIVE") != "0":
         )
         from remelt.engine.native._native import (
             OPERATIONS as OPERATIONS,
+        )
+        from remelt.engine.native._native import (
+            ROW as ROW,
         )
         from remelt.engine.native._native import (
             TYPES as TYPES,
