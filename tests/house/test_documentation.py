@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODELS = ("ghostmix", "deliberate", "dreamshaper", "v1-5-pruned")
 RUN_ELSEWHERE = ("python dev.py", "pip install", "git clone")
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-DARES = re.compile(r"\b(error|refused)\b")
+DARES = re.compile(r"\b(error|refused|cannot)\b")
 
 
 class Example(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remelt.api.options import DECISIVE, PathLike
-from remelt.errors import ModelNameError, OutputError, RecipeError, UsageError
+from remelt.errors import ModelNameError, OptionError, OutputError, RecipeError, UsageError
 from remelt.formats.checkpoint import open_checkpoint
 from remelt.formats.locate import SUFFIXES, locate_model
 from remelt.recipe.compose import compose as compose_nodes
@@ -17,12 +17,18 @@ from remelt.recipe.node import Call, Model, Node, Operand, Value
 from remelt.recipe.signature import name_models
 from remelt.recipe.walk import rewrite
 from remelt.text.document import Document
+from remelt.text.eras import webui
+from remelt.text.eras.writer import write_version_0_1
 from remelt.text.reader import parse_document, read_recipe
-from remelt.text.writer import write_recipe
+from remelt.text.writer import write_document
 
 RECIPE_KEY = "remelt_recipe"
+MECHA_KEY = "mecha_recipe"
+"""Where sd-mecha keeps the recipe of a file that it made."""
 OPTIONS_KEY = "remelt_options"
-RECIPE_SUFFIXES = (".mecha", ".remelt", ".txt")
+RECIPE_SUFFIXES = (".mecha", ".remelt", ".txt", ".yaml", ".yml")
+FORMATS = ("1", "0.1.0")
+"""The grammars that recipes are written in, by the version that their first line states."""
 _LARGEST = 64 * 2**20
 
 
@@ -49,8 +55,8 @@ def load_recipe(recipe: Node | PathLike) -> Source:
     path = Path(recipe)
     if is_recipe_file(path):
         return Source(_read(path).result, path.resolve().parent, path.stem)
-    recipe_text, options = embedded(path)
-    return Source(read_recipe(recipe_text, path.name), path.resolve().parent, path.stem, options)
+    document, options = _carried(path)
+    return Source(document.result, path.resolve().parent, path.stem, options)
 
 
 def load_document(recipe: PathLike) -> tuple[Document, Path]:
@@ -58,7 +64,7 @@ def load_document(recipe: PathLike) -> tuple[Document, Path]:
     path = Path(recipe)
     if is_recipe_file(path):
         return _read(path), path.resolve().parent
-    return parse_document(embedded(path)[0], path.name), path.resolve().parent
+    return _carried(path)[0], path.resolve().parent
 
 
 def is_recipe_file(path: Path) -> bool:
@@ -71,15 +77,31 @@ def is_recipe_file(path: Path) -> bool:
 
 
 def _read(path: Path) -> Document:
+    return parse_document(_text(path), path.name)
+
+
+def _text(path: Path) -> str:
     if path.stat().st_size > _LARGEST:
         raise RecipeError(f"{path.name} is larger than 64 MiB, which no recipe is")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path.name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
         ) from None
-    return parse_document(text, path.name)
+
+
+def _carried(path: Path) -> tuple[Document, dict[str, str]]:
+    """The recipe that a checkpoint carries, of whatever tool made it, and the options of our merge."""
+    with open_checkpoint(path) as checkpoint:
+        metadata = checkpoint.metadata
+    if RECIPE_KEY not in metadata:
+        if MECHA_KEY in metadata:
+            return parse_document(metadata[MECHA_KEY], path.name), {}
+        if webui.RECIPE in metadata:
+            return Document(webui.recipe_of_web_ui(metadata, path.name)), {}
+    text, options = embedded(path)
+    return parse_document(text, path.name), options
 
 
 def embedded(path: Path) -> tuple[str, dict[str, str]]:
@@ -124,12 +146,34 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def serialize(recipe: Node) -> str:
-    """The recipe as text, version 1: stable, so that reading and writing it again gives the same text.
+def serialize(recipe: Node, *, version: str = "1") -> str:
+    """The recipe as text: stable, so that reading and writing it again gives the same text.
 
-    Raises `RecipeError` for tensors in memory, which no text holds.
+    ``version`` is that of the grammar: ``1``, or ``0.1.0``, which sd-mecha runs. Raises `RecipeError` for tensors in
+    memory, which no text holds, and for what version 0.1.0 cannot say; `OptionError` for another version.
     """
-    return write_recipe(recipe)
+    return write_document_as(Document(recipe), version)
+
+
+def write_document_as(document: Document, version: str) -> str:
+    """A recipe in a grammar by its version; names and comments stay where that has any."""
+    if version not in FORMATS:
+        raise OptionError(f"a recipe is written in version {' or '.join(FORMATS)}, but got {version!r}")
+    return write_document(document) if version == "1" else write_version_0_1(document.result)
+
+
+def canonical_text(path: Path) -> tuple[str, str]:
+    """The text of a recipe file of version 1, and the same in the canonical layout, with its names and comments."""
+    if not is_recipe_file(path):
+        raise UsageError(f"{path.name} is no recipe file", hint=f"recipe files end in {', '.join(RECIPE_SUFFIXES)}")
+    text = _text(path)
+    document = parse_document(text, path.name)
+    if document.grammar != "version 1":
+        raise RecipeError(
+            f"{path.name} is written in another grammar ({document.grammar})",
+            hint=f"remelt recipe convert {path.name} -o NEW.mecha writes it in version 1",
+        )
+    return text, write_document(document)
 
 
 def deserialize(text: str, *, source: str = "recipe") -> Node:

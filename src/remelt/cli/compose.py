@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from remelt.api.recipes import RECIPE_SUFFIXES, compose_source, load_recipe, serialize, write_text
+from remelt.api.recipes import RECIPE_SUFFIXES, compose_source, load_recipe, serialize
 from remelt.cli import options as shared
-from remelt.cli.output import echo_json
-from remelt.errors import ModelNameError, OutputError
+from remelt.cli.output import echo_json, save
+from remelt.errors import ModelNameError
 from remelt.formats.locate import locate_model, models_folders
 from remelt.recipe.compose import parameters_of
 
@@ -44,12 +44,7 @@ def command(base: str, parameters: tuple[tuple[str, str], ...], output: Path | N
     warnings = [warning for path in filled.values() if (warning := _missing(path, folders)) is not None]
     recipe = compose_source(source, filled)
     text = serialize(recipe)
-    if output is not None:
-        if output.is_dir():
-            raise OutputError(f"{output} is a folder", hint="give a file's name")
-        if output.exists() and not given["overwrite"]:
-            raise OutputError(f"{output} exists", hint="--overwrite replaces it")
-        write_text(output, text)
+    save(text, output, overwrite=given["overwrite"])
     if given["as_json"]:
         left = sorted(parameters_of(recipe))
         echo_json({"recipe": text, "output": output and str(output), "open_parameters": left, "warnings": warnings})

@@ -18,6 +18,7 @@ COMMANDS = {
     "merge": "Merge a recipe, or models by one method, to a file.",
     "plan": "Tell what a merge would read, write and hold, and whether it would be refused.",
     "compose": "Fill a recipe's parameters with models or other recipes.",
+    "recipe": "Convert, format or draw recipes.",
     "info": "List archs and merge methods, or describe one.",
     "inspect": "Tell what a checkpoint is, from its header.",
     "verify": "Tell whether a checkpoint is what it should be.",

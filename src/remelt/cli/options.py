@@ -95,6 +95,11 @@ def models(command: F) -> F:
     return _apply([*_MODELS_DIR, *_PLUGIN], command)
 
 
+def plugins(command: F) -> F:
+    """Methods of one's own, for commands that open no model."""
+    return _apply(_PLUGIN, command)
+
+
 def models_only(command: F) -> F:
     """Where models are found, for commands that apply no merge method."""
     return _apply(_MODELS_DIR, command)

@@ -8,11 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from remelt.api.recipes import write_text
 from remelt.core.units import format_bytes, format_seconds
+from remelt.errors import OutputError
 from remelt.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -26,6 +29,28 @@ _QUIET = 5.0
 def echo_json(value: object) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+def deliver(text: str, output: Path | None, *, overwrite: bool, as_json: bool) -> None:
+    """Write a text to a file, or print it."""
+    save(text, output, overwrite=overwrite)
+    if as_json:
+        echo_json({"text": text, "output": output and str(output)})
+    elif output is None:
+        click.echo(text, nl=False)
+    else:
+        click.echo(f"wrote {output}")
+
+
+def save(text: str, output: Path | None, *, overwrite: bool) -> None:
+    """Write a text to a file, if one is named; `OutputError` where there is one already, or a folder."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder", hint="give a file's name")
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists", hint="--overwrite replaces it")
+    write_text(output, text)
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:

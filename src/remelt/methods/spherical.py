@@ -12,6 +12,9 @@ from remelt.recipe.method import Number, Same, Shortcut, Sums, merge_method
 _NO_ARC = 1e-6
 """Sine of an angle below which round-off alone would choose the arc."""
 
+_NEARLY_PARALLEL = 0.9995
+"""Cosine of an angle below which mergekit takes the chord."""
+
 
 def dot_products(a: Tensor, b: Tensor) -> Mapping[str, Tensor]:
     """Partial sums of a tile: ``a . a``, ``b . b`` and ``a . b``, in float64."""
@@ -35,6 +38,17 @@ def arc(sums: Mapping[str, float], *, alpha: float) -> Mapping[str, float]:
     return {"start": 1.0, "way": alpha}
 
 
+def plain_arc(sums: Mapping[str, float], *, alpha: float) -> Mapping[str, float]:
+    """The shares of ``a`` and of the way to ``b`` where norms are left as they are; on the chord near parallel."""
+    product = math.sqrt(sums["aa"]) * math.sqrt(sums["bb"])
+    cosine = sums["ab"] / product if 0.0 < product < math.inf else 0.0
+    if abs(cosine) <= _NEARLY_PARALLEL:
+        omega = math.acos(cosine)
+        share_a, share_b = (math.sin(share * omega) / math.sin(omega) for share in (1.0 - alpha, alpha))
+        return {"start": share_a + share_b, "way": share_b}
+    return {"start": 1.0, "way": alpha}
+
+
 @merge_method(
     cut="element",
     reductions=(dot_products,),
@@ -55,6 +69,30 @@ def slerp(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     >>> from torch import tensor
     >>> slerp.on(tensor([1.0, 0.0]), tensor([0.0, 1.0]), alpha=0.5)
     tensor([0.7071, 0.7071])
+    """
+    point: Tensor = a * sums["start"] + (b - a) * sums["way"]
+    return point
+
+
+@merge_method(
+    cut="element",
+    reductions=(dot_products,),
+    conclusion=plain_arc,
+    shortcuts=(Shortcut("alpha", 0.0, "a"), Shortcut("alpha", 1.0, "b")),
+)
+def slerp_plain(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
+    """Interpolate with the shares of an arc, whatever the norms are: the ``slerp`` of mergekit.
+
+    Formula: (sin((1 - alpha) w) a + sin(alpha w) b) / sin(w), with w the angle between the whole tensors ``a`` and
+    ``b``; their linear interpolation where the cosine of w is above 0.9995, or below its negative.
+
+    Spaces: two weights or two deltas give the same.
+
+    Source: mergekit. Where the norms are equal it is `slerp`; else the norm of the result is not between theirs.
+
+    >>> from torch import tensor
+    >>> slerp_plain.on(tensor([1.0, 0.0]), tensor([0.0, 2.0]), alpha=0.5)
+    tensor([0.7071, 1.4142])
     """
     point: Tensor = a * sums["start"] + (b - a) * sums["way"]
     return point

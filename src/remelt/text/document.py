@@ -36,6 +36,8 @@ class Document:
     heading: tuple[str, ...] = ()
     closing: tuple[str, ...] = ()
     trailing: tuple[str, ...] = ()
+    grammar: str = "version 1"
+    """What it is written in."""
 
     @property
     def names(self) -> Mapping[int, str]:

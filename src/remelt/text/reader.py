@@ -10,7 +10,9 @@ from remelt.core.collection import collection_paused
 from remelt.recipe.node import Literal, Model, Node, literal
 from remelt.text.constructors import VALUE_WORDS
 from remelt.text.document import Document
+from remelt.text.eras.reader import read_headerless, read_version_0_1
 from remelt.text.expressions import Expressions
+from remelt.text.mergekit import looks_like_mergekit, read_mergekit
 from remelt.text.source import SourceText
 from remelt.text.statements import Statement, comments_between, first_content, split_statements
 
@@ -134,18 +136,6 @@ def _read_version_1(lines: SourceText, version_line: int) -> Document:
     )
 
 
-def _refuse_era(title: str) -> Callable[[SourceText, int], Document]:
-    def refuse(lines: SourceText, number: int) -> Document:
-        raise lines.refuse(
-            f"this recipe is written in {title}, which this remelt does not read",
-            number,
-            width=len(lines.lines[number - 1]),
-            hint="write it anew in version 1: see the page on the text of recipes",
-        )
-
-    return refuse
-
-
 def _states_version(version: str) -> Callable[[str], bool]:
     def recognises(line: str) -> bool:
         found = _VERSION.fullmatch(line)
@@ -160,7 +150,8 @@ def _is_headerless(line: str) -> bool:
 
 GRAMMARS = (
     Grammar("version 1", _states_version("1"), _read_version_1),
-    Grammar("version 0.1.0", _states_version("0.1.0"), _refuse_era("version 0.1.0, the grammar of sd-mecha 1")),
-    Grammar("headerless", _is_headerless, _refuse_era("the grammar before version 0.1.0, one instruction a line")),
+    Grammar("version 0.1.0", _states_version("0.1.0"), read_version_0_1),
+    Grammar("headerless", _is_headerless, read_headerless),
+    Grammar("mergekit's YAML", looks_like_mergekit, read_mergekit),
 )
 """The grammars by the first line of content, in the order in which they are asked."""

@@ -1,0 +1,77 @@
+"""Pictures of recipes: as Mermaid or dot text, or as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+from remelt.errors import MissingExtraError, OptionError
+from remelt.recipe.node import Call, Node
+from remelt.text.diagram import Diagram, diagram, dot, mermaid
+
+PICTURES = ("mermaid", "dot", "svg")
+_COLOURS = {"model": "#dbe9f6", "parameter": "#fdebd0", "step": "#f2f2f2", "result": "#d5efdc"}
+
+
+def draw(recipe: Node, to: Literal["mermaid", "dot", "svg"] = "mermaid") -> str:
+    """A picture of a recipe, as the text of a Mermaid flowchart, of a Graphviz graph, or of an SVG file.
+
+    Raises `MissingExtraError` for SVG without the extra ``draw``, `OptionError` for another format.
+    """
+    if to not in PICTURES:
+        raise OptionError(f"a picture is one of {', '.join(PICTURES)}, but got {to!r}")
+    picture = diagram(recipe, argument_names)
+    if to == "svg":
+        return _svg(picture)
+    return mermaid(picture) if to == "mermaid" else dot(picture)
+
+
+def argument_names(call: Call) -> Sequence[str]:
+    """The names of a call's arguments by position, where its method is known."""
+    from remelt.methods import METHODS  # imports torch
+
+    if call.method not in METHODS:
+        return ()
+    names: list[str] = []
+    for parameter in METHODS[call.method].parameters:
+        if parameter.variadic:
+            return [*names, *(str(place + 1) for place in range(len(names), len(call.args)))]
+        names.append(parameter.name)
+    return names[: len(call.args)]
+
+
+def _svg(picture: Diagram) -> str:
+    try:
+        import networkx
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            f"drawing SVG needs {error.name}", hint='pip install "remelt[draw]"; or draw to mermaid or dot'
+        ) from error
+    graph = networkx.DiGraph()
+    for box in picture.boxes:
+        graph.add_node(box.name, layer=box.layer)
+    graph.add_edges_from((arrow.start, arrow.end) for arrow in picture.arrows)
+    places = networkx.multipartite_layout(graph, subset_key="layer", scale=1.0)
+    columns = max((box.layer for box in picture.boxes), default=0) + 1
+    tallest = max(sum(box.layer == layer for box in picture.boxes) for layer in range(columns))
+    figure = Figure(figsize=(2.6 * columns, 0.9 * tallest + 0.6))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    for arrow in picture.arrows:
+        start, end = places[arrow.start], places[arrow.end]
+        axes.annotate(
+            "", xy=end, xytext=start,
+            arrowprops={"arrowstyle": "->", "color": "#777777", "shrinkA": 34, "shrinkB": 40},
+        )  # fmt: skip
+        if arrow.label:
+            axes.annotate(arrow.label, xy=(start + 2 * end) / 3, fontsize=7, color="#555555", ha="center")
+    for box in picture.boxes:
+        style = {"boxstyle": "round,pad=0.5", "facecolor": _COLOURS[box.kind], "edgecolor": "#777777"}
+        x, y = places[box.name]
+        axes.text(x, y, "\n".join(box.lines), ha="center", va="center", fontsize=8, bbox=style)
+    axes.margins(0.12)
+    written = io.StringIO()
+    figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue()

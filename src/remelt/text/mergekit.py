@@ -1,0 +1,441 @@
+"""mergekit's configurations: YAML that says a method, models or slices of them, and parameters by layer and name.
+
+YAML is read by PyYAML's safe loader, which makes plain values and runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from remelt.core.nearest import nearest_hint
+from remelt.errors import MissingExtraError, RecipeSyntaxError
+from remelt.recipe.blocks import DEPTH, KEYS, BlockWeights, Rule
+from remelt.recipe.layers import layers, stack_layers
+from remelt.recipe.node import Call, Model, Node, Value
+from remelt.text.document import Document
+from remelt.text.source import SourceText
+
+_LARGEST = 2**20
+_TOP = (
+    *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
+    *("tokenizer_source", "tokenizer", "chat_template"),
+)
+_METHODS = ("linear", "slerp", "task_arithmetic", "ties", "passthrough")
+Path = tuple[str | int, ...]
+"""Where a value stands: names and numbers, from the top."""
+
+
+def looks_like_mergekit(line: str) -> bool:
+    """Whether a first line of content begins such a configuration."""
+    name, colon, _ = line.partition(":")
+    return bool(colon) and (name.strip() in _TOP or line.startswith("- "))
+
+
+def read_mergekit(source: SourceText, first_line: int) -> Document:
+    """The recipe that a configuration says; `RecipeSyntaxError` with its place for what it cannot say.
+
+    Raises `MissingExtraError` without the extra ``mergekit``.
+    """
+    return Document(_Reader(source).recipe(), grammar="mergekit's YAML")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A model as one source of a merge, and where its parameters stand, the more particular first."""
+
+    node: Node
+    name: str
+    places: tuple[Path, ...]
+
+
+class _Reader:
+    def __init__(self, source: SourceText) -> None:
+        self.source = source
+        text = "\n".join(source.lines)
+        if len(text) > _LARGEST:
+            raise source.refuse(f"a configuration has at most {_LARGEST} characters, but got {len(text)}", 1)
+        self.tree, self.told = self._load(text)
+        self.count = 0
+        """The layers of the result, where slices tell it."""
+
+    def _load(self, text: str) -> tuple[Any, dict[str, Any]]:
+        try:
+            import yaml
+        except ImportError as error:
+            raise MissingExtraError(
+                "reading mergekit's YAML needs PyYAML", hint='pip install "remelt[mergekit]"'
+            ) from error
+        try:
+            tree = yaml.compose(text, Loader=yaml.SafeLoader)
+            for node in _nodes(tree):
+                if node.tag == "tag:yaml.org,2002:merge":  # each may be as long as all before it together
+                    mark = node.start_mark
+                    raise self.source.refuse("mappings are not put into others here", mark.line + 1, mark.column + 1, 2)
+            told = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line, column = (1, 1) if mark is None else (mark.line + 1, mark.column + 1)
+            raise self.source.refuse(f"this is no YAML: {error.problem or error}", line, column) from None
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise self.source.refuse(f"this is no YAML: {type(error).__name__}", 1) from None
+        if not isinstance(told, dict):
+            raise self.source.refuse("a configuration is names with values, such as merge_method: linear", 1)
+        return tree, told
+
+    # ---- places ----
+
+    def refuse(self, path: Path, message: str, hint: str | None = None, *, name: bool = False) -> RecipeSyntaxError:
+        """An error at a value, or at its name."""
+        node = self.tree
+        for step in path:
+            found = None
+            if isinstance(step, int) and isinstance(node.value, list) and step < len(node.value):
+                found = node.value[step]
+            elif isinstance(node.value, list):
+                pairs = [pair for pair in node.value if isinstance(pair, tuple) and pair[0].value == step]
+                if pairs:
+                    found = pairs[-1][0] if name and step == path[-1] else pairs[-1][1]
+            if found is None:
+                break
+            node = found
+        mark, end = node.start_mark, node.end_mark
+        width = end.column - mark.column if end.line == mark.line else 1
+        return self.source.refuse(message, mark.line + 1, mark.column + 1, width, hint)
+
+    def at(self, path: Path) -> Any:
+        """The value at a place, None where there is none."""
+        found: Any = self.told
+        for step in path:
+            if isinstance(found, dict):
+                found = found.get(step)
+            elif isinstance(found, list) and isinstance(step, int) and step < len(found):
+                found = found[step]
+            else:
+                return None
+        return found
+
+    def known(self, path: Path, names: Sequence[str]) -> None:
+        """Refuse names that are not among those."""
+        found = self.at(path)
+        if not isinstance(found, dict):
+            raise self.refuse(path, "names with values are due here")
+        for name in found:
+            if name not in names:
+                raise self.refuse(
+                    (*path, name), f"{name!r} is not known here", nearest_hint(str(name), names), name=True
+                )
+
+    def listed(self, path: Path) -> list[Any]:
+        found = self.at(path)
+        if not isinstance(found, list) or not found:
+            raise self.refuse(path, "a list is due here")
+        return found
+
+    # ---- the whole ----
+
+    def recipe(self) -> Node:
+        self.known((), _TOP)
+        method = self.at(("merge_method",))
+        if method is None:
+            raise self.source.refuse("a configuration says its merge_method", 1, hint="merge_method: linear")
+        if method not in _METHODS:
+            known = f"those that are read: {', '.join(_METHODS)}"
+            hint = nearest_hint(str(method), _METHODS) or known
+            raise self.refuse(("merge_method",), f"the method {method!r} is not read from configurations yet", hint)
+        for name, why in (
+            ("modules", "models of several modules are not read"),
+            ("tokenizer", "tokenizers are not changed: the result has the first model's"),
+        ):
+            if self.at((name,)) is not None:
+                raise self.refuse((name,), why, name=True)
+        if self.at(("tokenizer_source",)) not in (None, "base"):
+            message = (
+                f"the tokenizer {self.at(('tokenizer_source',))!r} is not made: models of one vocabulary are merged"
+            )
+            raise self.refuse(("tokenizer_source",), message, 'leave it away, or write "base"')
+        if (self.at(("models",)) is None) == (self.at(("slices",)) is None):
+            raise self.source.refuse("a configuration names either models or slices", 1)
+        result = self.of_models(method) if self.at(("models",)) is not None else self.of_slices(method)
+        dtype = self.at(("out_dtype",)) or self.at(("dtype",))
+        if dtype is not None:
+            if not isinstance(dtype, str):
+                raise self.refuse(("out_dtype",), "an element type is a text, such as bfloat16")
+            result = Call("cast", (result,), (("dtype", Value(dtype)),))
+        return result
+
+    def of_models(self, method: str) -> Node:
+        parts = []
+        for place, _ in enumerate(self.listed(("models",))):
+            path: Path = ("models", place)
+            self.known(path, ("model", "parameters"))
+            name = self.model((*path, "model"))
+            parts.append(_Part(Model(name), name, ((*path, "parameters"), ("parameters",))))
+        base = self.base(("base_model",))
+        if base is not None and base not in [part.name for part in parts]:
+            parts.append(_Part(Model(base), base, (("parameters",),)))
+        return self.merged(method, parts, base, None)
+
+    def of_slices(self, method: str) -> Node:
+        slices = []
+        offset = 0
+        for place, _ in enumerate(self.listed(("slices",))):
+            path: Path = ("slices", place)
+            self.known(path, ("sources", "base_model", "parameters", "residual_weight"))
+            if self.at((*path, "residual_weight")) is not None:
+                raise self.refuse((*path, "residual_weight"), "residual weights are not read", name=True)
+            ranges = [self.range((*path, "sources", one)) for one, _ in enumerate(self.listed((*path, "sources")))]
+            lengths = {stop - start for start, stop in ranges}
+            if len(lengths) > 1:
+                raise self.refuse((*path, "sources"), "the sources of a slice have as many layers each")
+            slices.append((path, ranges, offset))
+            offset += lengths.pop()
+        self.count = offset
+        return stack_layers(*(self.slice(method, path, ranges, begin) for path, ranges, begin in slices))
+
+    def slice(self, method: str, path: Path, ranges: Sequence[tuple[int, int]], offset: int) -> Node:
+        parts = []
+        for place, (start, stop) in enumerate(ranges):
+            here: Path = (*path, "sources", place)
+            self.known(here, ("model", "layer_range", "parameters"))
+            name = self.model((*here, "model"))
+            places: tuple[Path, ...] = ((*here, "parameters"), (*path, "parameters"), ("parameters",))
+            parts.append(_Part(layers(Model(name), start, stop), name, places))
+        base = self.base((*path, "base_model")) or self.base(("base_model",))
+        return self.merged(method, parts, base, (offset, ranges[0][1] - ranges[0][0]))
+
+    def range(self, path: Path) -> tuple[int, int]:
+        found = self.at((*path, "layer_range"))
+        whole = isinstance(found, list) and len(found) == 2 and all(type(number) is int for number in found)
+        if not whole or not 0 <= found[0] < found[1]:
+            raise self.refuse((*path, "layer_range"), "a range of layers is two whole numbers, the first one less")
+        return found[0], found[1]
+
+    def base(self, path: Path) -> str | None:
+        return None if self.at(path) is None else self.model(path)
+
+    def model(self, path: Path) -> str:
+        """A model's name; what follows an ``@`` is a revision, which a folder has not."""
+        found = self.at(path)
+        if isinstance(found, dict):
+            inner = found.get("model")
+            found = inner.get("path") if isinstance(inner, dict) else inner
+        if not isinstance(found, str) or not found or "\0" in found:
+            raise self.refuse(path, "a model is a path or a name")
+        if "+" in found:
+            raise self.refuse(path, "adapters are not merged yet", "merge it into its model first")
+        return found.partition("@")[0]
+
+    # ---- methods ----
+
+    def merged(self, method: str, parts: Sequence[_Part], base: str | None, place: tuple[int, int] | None) -> Node:
+        made: Callable[..., Node] = getattr(self, f"by_{method}")
+        result: Node = made(parts, base, place)
+        return result
+
+    def by_passthrough(self, parts: Sequence[_Part], base: str | None, place: tuple[int, int] | None) -> Node:
+        if len(parts) != 1:
+            raise self.refuse(("merge_method",), f"passthrough takes one model at a time, but got {len(parts)}")
+        (part,) = parts
+        scale = self.setting(part.places, "scale", place)
+        return part.node if scale is None else Call("scale", (part.node,), (("alpha", Value(scale)),))
+
+    def by_linear(self, parts: Sequence[_Part], base: str | None, place: tuple[int, int] | None) -> Node:
+        weights = [self.needed(part, "weight", place) for part in parts]
+        if self.flag("normalize", True):
+            weights = self.normalised(weights)
+        return _total([_scaled(part.node, weight) for part, weight in zip(parts, weights, strict=True)])
+
+    def by_task_arithmetic(self, parts: Sequence[_Part], base: str | None, place: tuple[int, int] | None) -> Node:
+        first, others = self.apart(parts, base)
+        weights = [self.needed(part, "weight", place) for part in others]
+        if self.flag("normalize", False):
+            weights = self.normalised(weights)
+        deltas = [
+            _scaled(Call("subtract", (part.node, first)), weight) for part, weight in zip(others, weights, strict=True)
+        ]
+        return self.added(first, _total(deltas))
+
+    def by_ties(self, parts: Sequence[_Part], base: str | None, place: tuple[int, int] | None) -> Node:
+        first, others = self.apart(parts, base)
+        weights = [self.setting(part.places, "weight", place, 1.0) for part in others]
+        shares = [self.setting(part.places, "density", place, 1.0) for part in others]
+        if any(weight != weights[0] or not isinstance(weight, float) for weight in weights):
+            raise self.refuse(("merge_method",), "ties of models with weights that differ is not read yet")
+        if any(share != shares[0] or not isinstance(share, float) for share in shares):
+            raise self.refuse(("merge_method",), "ties of models with densities that differ is not read yet")
+        if not self.flag("normalize", True):
+            raise self.refuse(("parameters", "normalize"), "ties takes the mean of what agrees: normalize is true")
+        deltas = tuple(Call("subtract", (part.node, first)) for part in others)
+        settings = (("k", Value(shares[0])), ("vote_sgn", Value(True)))
+        return self.added(first, Call("ties_sum", deltas, settings))
+
+    def by_slerp(self, parts: Sequence[_Part], base: str | None, place: tuple[int, int] | None) -> Node:
+        first, others = self.apart(parts, base)
+        if len(others) != 1:
+            raise self.refuse(("merge_method",), f"slerp takes the base and one more model, but got {len(others)} more")
+        t = self.setting((*others[0].places,), "t", place)
+        if t is None:
+            raise self.refuse(("merge_method",), "slerp needs the parameter t", "parameters: {t: 0.5}")
+        return Call("slerp_plain", (first, others[0].node), (("alpha", Value(t)),))
+
+    def apart(self, parts: Sequence[_Part], base: str | None) -> tuple[Node, list[_Part]]:
+        """The base, and the other models."""
+        if base is None:
+            raise self.refuse(("merge_method",), f"{self.at(('merge_method',))} needs a base_model")
+        found = [part for part in parts if part.name == base]
+        if not found:
+            raise self.refuse(("base_model",), "the base is none of the models of this slice")
+        return found[0].node, [part for part in parts if part is not found[0]]
+
+    def added(self, base: Node, delta: Node) -> Node:
+        factor = self.number(("parameters", "lambda"), 1.0)
+        return Call("add_difference", (base, delta), (("alpha", Value(factor)),))
+
+    # ---- parameters ----
+
+    def flag(self, name: str, otherwise: bool) -> bool:
+        found = self.at(("parameters", name))
+        if found is None:
+            return otherwise
+        if not isinstance(found, bool):
+            raise self.refuse(("parameters", name), f"{name} is true or false")
+        return found
+
+    def number(self, path: Path, otherwise: float) -> float:
+        found = self.at(path)
+        return otherwise if found is None else self.finite(path, found)
+
+    def finite(self, path: Path, value: Any) -> float:
+        try:
+            number = float(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise self.refuse(path, f"a number is due here, but got {value!r}")
+        return float(number)
+
+    def needed(self, part: _Part, name: str, place: tuple[int, int] | None) -> float | BlockWeights:
+        found = self.setting(part.places, name, place)
+        if found is None:
+            raise self.refuse(part.places[0][:-1], f"the model {part.name!r} needs the parameter {name!r}")
+        return found
+
+    def setting(
+        self, places: Sequence[Path], name: str, place: tuple[int, int] | None, otherwise: float | None = None
+    ) -> float | BlockWeights | None:
+        """A parameter where it is said first: a number, a gradient over the layers, or either by parts of names."""
+        for path in places:
+            found = self.at((*path, name))
+            if found is not None:
+                return self.weight((*path, name), found, place)
+        return otherwise
+
+    def weight(self, path: Path, value: Any, place: tuple[int, int] | None) -> float | BlockWeights:
+        conditions = [value] if isinstance(value, dict) else value
+        if not isinstance(conditions, list):
+            return self.finite(path, value)
+        if not any(isinstance(one, dict) for one in conditions):
+            return self.gradient(path, conditions, place)
+        named: dict[str, float | BlockWeights] = {}
+        for number, one in enumerate(conditions):
+            here = path if isinstance(value, dict) else (*path, number)
+            self.known(here, ("filter", "value"))
+            chosen, inner = one.get("filter"), one.get("value")
+            found = (
+                self.gradient((*here, "value"), inner, place)
+                if isinstance(inner, list)
+                else self.finite((*here, "value"), inner)
+            )
+            if chosen in (None, "*"):
+                return _with_default(named, found)
+            if not isinstance(chosen, str):
+                raise self.refuse((*here, "filter"), "a filter is a part of a tensor's name")
+            escaped = "".join(f"[{char}]" if char in "[*?" else char for char in chosen)
+            named.setdefault(f"*{escaped}*", found)
+        return BlockWeights((Rule(KEYS, named=tuple(named.items()), optional=True),))
+
+    def gradient(self, path: Path, values: Sequence[Any], place: tuple[int, int] | None) -> float | BlockWeights:
+        """Numbers along the layers of a slice, as weights along those of the result; outside them the first one."""
+        if not values:
+            raise self.refuse(path, "a gradient has at least one number")
+        numbers = [self.finite((*path, number), value) for number, value in enumerate(values)]
+        if len(numbers) == 1:
+            return numbers[0]
+        curve = tuple(numbers)
+        if place is not None and place[1] != self.count:
+            offset, length = place
+            inside = [_interpolated(numbers, index / (length - 1) if length > 1 else 1.0) for index in range(length)]
+            curve = (*[numbers[0]] * offset, *inside, *[numbers[-1]] * (self.count - offset - length))
+        return BlockWeights((Rule(DEPTH, listed=curve),), default=numbers[0])
+
+    def normalised(self, weights: Sequence[float | BlockWeights]) -> list[float | BlockWeights]:
+        """Weights over their sum, which must be one number along the layers."""
+        plain = [weight for weight in weights if isinstance(weight, float)]
+        if len(plain) == len(weights):
+            total = sum(plain)
+            if total == 0.0:
+                raise self.refuse(("merge_method",), "the weights add up to 0, and are to be divided by that")
+            return [weight / total for weight in plain]
+        sums = [sum(parts) for parts in zip(*_samples(weights), strict=True)]
+        if any(not math.isclose(total, 1.0, rel_tol=1e-9) for total in sums):
+            message = "weights by layer or by name that are normalised add up to 1 everywhere"
+            raise self.refuse(("merge_method",), message, "parameters: {normalize: false}, with weights that do")
+        return list(weights)
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    """Every node of a YAML tree once, aliases included."""
+    seen: set[int] = set()
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        for child in node.value if isinstance(node.value, list) else ():
+            pending += child if isinstance(child, tuple) else (child,)
+
+
+def _samples(weights: Sequence[float | BlockWeights]) -> Iterator[list[float]]:
+    """Each weight along the layers at so many places that between them all are straight; `NaN` where none is told."""
+    counts = {len(rule.listed) - 1 for w in weights if isinstance(w, BlockWeights) for rule in w.rules if rule.listed}
+    steps = math.lcm(*counts) if counts and math.lcm(*counts) <= 10**5 else 10**5
+    for weight in weights:
+        if isinstance(weight, float):
+            yield [weight] * (steps + 1)
+            continue
+        listed = [rule.listed for rule in weight.rules if rule.kind == DEPTH]
+        values = [float(number) for number in listed[0]] if len(weight.rules) == len(listed) == 1 else [math.nan]  # type: ignore[arg-type]
+        yield [_interpolated(values, place / steps) for place in range(steps + 1)]
+
+
+def _interpolated(values: Sequence[float], share: float) -> float:
+    place = share * (len(values) - 1)
+    first = int(place)
+    second = min(first + 1, len(values) - 1)
+    return (1 - (place - first)) * values[first] + (place - first) * values[second]
+
+
+def _with_default(named: Mapping[str, float | BlockWeights], found: float | BlockWeights) -> float | BlockWeights:
+    """Weights by parts of names, and what is for all the rest."""
+    if not named:
+        return found
+    first = Rule(KEYS, named=tuple(named.items()), optional=True)
+    if isinstance(found, BlockWeights):
+        return BlockWeights((first, *found.rules), default=found.default)
+    return BlockWeights((first,), default=found)
+
+
+def _scaled(node: Node, weight: float | BlockWeights) -> Node:
+    return node if weight == 1.0 else Call("scale", (node,), (("alpha", Value(weight)),))
+
+
+def _total(parts: Sequence[Node]) -> Node:
+    result = parts[0]
+    for part in parts[1:]:
+        result = Call("add", (result, part))
+    return result
