@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from remelt.methods.linear import add_difference, n_average, weighted_sum
     from remelt.methods.plumbing import cast, fallback, omit_component, pick_component
     from remelt.methods.projection import perpendicular_component
-    from remelt.methods.spherical import slerp
+    from remelt.methods.spherical import slerp, slerp_plain
     from remelt.recipe.blocks import blocks, classes, components, depth, keys, search
     from remelt.recipe.layers import layers, stack_layers
     from remelt.recipe.method import merge_method
@@ -77,7 +77,7 @@ _HOMES = {
     "remelt.methods.linear": ("add_difference", "n_average", "weighted_sum"),
     "remelt.methods.plumbing": ("cast", "fallback", "omit_component", "pick_component"),
     "remelt.methods.projection": ("perpendicular_component",),
-    "remelt.methods.spherical": ("slerp",),
+    "remelt.methods.spherical": ("slerp", "slerp_plain"),
     "remelt.recipe.blocks": ("blocks", "classes", "components", "depth", "keys", "search"),
     "remelt.recipe.layers": ("layers", "stack_layers"),
     "remelt.recipe.method": ("merge_method",),
@@ -131,6 +131,7 @@ __all__ = [
     "search",
     "serialize",
     "slerp",
+    "slerp_plain",
     "stack_layers",
     "subtract",
     "ties_sum",
