@@ -32,11 +32,16 @@ def command(
     anywhere. Names and comments stay; the layout becomes the canonical one.
     """
     from remelt.api.locking import lock_recipe
-    from remelt.api.recipes import is_recipe_file, write_text
+    from remelt.api.recipes import is_recipe_file, load_document, write_text
 
     shared.load_plugins(plugins)
     if output is None and not is_recipe_file(recipe):
         raise OutputError(f"{recipe} is a checkpoint: its locked recipe needs a file", hint="-o recipe.mecha")
+    if output is None and (grammar := load_document(recipe)[0].grammar) != "version 1":
+        raise OutputError(
+            f"{recipe} is written in another grammar ({grammar}), which knows no locks",
+            hint="-o NEW.mecha writes it in version 1",
+        )
     target = output or recipe
     if target.is_dir():
         raise OutputError(f"{target} is a folder", hint="give a file's name")
