@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 import remelt as rm
 from remelt.api.drawing import draw
-from remelt.errors import OptionError
+from remelt.errors import MissingExtraError, OptionError
 from remelt.recipe.node import Call, Node
 from remelt.text.diagram import diagram
 
@@ -43,6 +45,13 @@ def test_svg_is_drawn_by_a_library() -> None:
     text = draw(recipe(), "svg")
     assert text.count("<svg") == 1
     assert "n_average" in text or "<path" in text
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match="drawing SVG needs matplotlib") as caught:
+        draw(recipe(), "svg")
+    assert caught.value.hint == 'pip install "remelt[draw]"; or draw to mermaid or dot'
 
 
 def test_another_format_is_refused() -> None:

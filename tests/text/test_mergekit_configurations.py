@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 
 import pytest
 
-from remelt.errors import RecipeSyntaxError
+from remelt.errors import MissingExtraError, RecipeSyntaxError
 from remelt.recipe.node import Node
 from remelt.text.reader import parse_document, read_recipe
 from remelt.text.writer import write_recipe
@@ -179,3 +180,10 @@ def test_what_cannot_be_said_has_its_place(old: str, new: str, message: str) -> 
 
 def test_its_grammar_is_told() -> None:
     assert parse_document(textwrap.dedent(LINEAR)).grammar == "mergekit's YAML"
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingExtraError, match="reading mergekit's YAML needs PyYAML") as caught:
+        read(LINEAR)
+    assert caught.value.hint == 'pip install "remelt[mergekit]"'
