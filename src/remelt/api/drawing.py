@@ -50,28 +50,34 @@ def _svg(picture: Diagram) -> str:
             f"drawing SVG needs {error.name}", hint='pip install "remelt[draw]"; or draw to mermaid or dot'
         ) from error
     graph = networkx.DiGraph()
-    for box in picture.boxes:
-        graph.add_node(box.name, layer=box.layer)
-    graph.add_edges_from((arrow.start, arrow.end) for arrow in picture.arrows)
-    places = networkx.multipartite_layout(graph, subset_key="layer", scale=1.0)
+    for number, box in enumerate(picture.boxes):  # numbers have the same order in every set
+        graph.add_node(number, layer=box.layer)
+    laid = networkx.multipartite_layout(graph, subset_key="layer")
+    places = {box.name: laid[number] for number, box in enumerate(picture.boxes)}
     columns = max((box.layer for box in picture.boxes), default=0) + 1
     tallest = max(sum(box.layer == layer for box in picture.boxes) for layer in range(columns))
-    figure = Figure(figsize=(2.6 * columns, 0.9 * tallest + 0.6))
+    figure = Figure(figsize=(3.0 * columns, 0.9 * tallest + 0.6))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
-    for arrow in picture.arrows:
-        start, end = places[arrow.start], places[arrow.end]
-        axes.annotate(
-            "", xy=end, xytext=start,
-            arrowprops={"arrowstyle": "->", "color": "#777777", "shrinkA": 34, "shrinkB": 40},
-        )  # fmt: skip
-        if arrow.label:
-            axes.annotate(arrow.label, xy=(start + 2 * end) / 3, fontsize=7, color="#555555", ha="center")
+    for along, count, limit in ((0, columns, axes.set_xlim), (1, tallest, axes.set_ylim)):
+        values = [float(place[along]) for place in places.values()]
+        low, high = min(values), max(values)
+        margin = 0.5 * (high - low) / (count - 1) if high > low else 0.5
+        limit(low - margin, high + margin)
+    patches = {}
     for box in picture.boxes:
         style = {"boxstyle": "round,pad=0.5", "facecolor": _COLOURS[box.kind], "edgecolor": "#777777"}
         x, y = places[box.name]
-        axes.text(x, y, "\n".join(box.lines), ha="center", va="center", fontsize=8, bbox=style)
-    axes.margins(0.12)
+        shown = axes.text(x, y, "\n".join(box.lines), ha="center", va="center", fontsize=8, bbox=style)
+        patches[box.name] = shown.get_bbox_patch()
+    for arrow in picture.arrows:
+        start, end = places[arrow.start], places[arrow.end]
+        line = {"arrowstyle": "->", "color": "#777777", "shrinkA": 2, "shrinkB": 2}
+        line |= {"patchA": patches[arrow.start], "patchB": patches[arrow.end]}
+        axes.annotate("", xy=end, xytext=start, arrowprops=line)
+        if arrow.label:
+            plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.annotate(arrow.label, xy=(start + end) / 2, fontsize=7, color="#555555", ha="center", bbox=plain)
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()
