@@ -70,8 +70,7 @@ def slerp(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     >>> slerp.on(tensor([1.0, 0.0]), tensor([0.0, 1.0]), alpha=0.5)
     tensor([0.7071, 0.7071])
     """
-    point: Tensor = a * sums["start"] + (b - a) * sums["way"]
-    return point
+    return _point(a, b, sums)
 
 
 @merge_method(
@@ -94,5 +93,10 @@ def slerp_plain(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     >>> slerp_plain.on(tensor([1.0, 0.0]), tensor([0.0, 2.0]), alpha=0.5)
     tensor([0.7071, 1.4142])
     """
+    return _point(a, b, sums)
+
+
+def _point(a: Tensor, b: Tensor, sums: Mapping[str, float]) -> Tensor:
+    """The point that a conclusion's shares give."""
     point: Tensor = a * sums["start"] + (b - a) * sums["way"]
     return point

@@ -152,6 +152,11 @@ def _names_stack(name: str, stack: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
+def literal_glob(name: str) -> str:
+    """The glob that matches this name alone."""
+    return "".join(f"[{char}]" if char in "[*?" else char for char in name)
+
+
 def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remelt.core.nearest import nearest_hint
-from remelt.recipe.blocks import DEPTH, KEYS, BlockWeights, Rule
+from remelt.recipe.blocks import DEPTH, KEYS, BlockWeights, Rule, literal_glob
 from remelt.recipe.layers import layers, stack_layers
 from remelt.recipe.node import Call, Model, Node, Value
 from remelt.text.configuration import Configuration, Path
@@ -267,8 +267,7 @@ class _Reader(Configuration):
                 return _with_default(named, found)
             if not isinstance(chosen, str):
                 raise self.refuse((*here, "filter"), "a filter is a part of a tensor's name")
-            escaped = "".join(f"[{char}]" if char in "[*?" else char for char in chosen)
-            named.setdefault(f"*{escaped}*", found)
+            named.setdefault(f"*{literal_glob(chosen)}*", found)
         return BlockWeights((Rule(KEYS, named=tuple(named.items()), optional=True),))
 
     def gradient(self, path: Path, values: Sequence[Any], place: tuple[int, int] | None) -> float | BlockWeights:

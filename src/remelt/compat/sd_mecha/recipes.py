@@ -13,11 +13,11 @@ from remelt.api.recipes import RECIPE_SUFFIXES, load_recipe, write_text
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError
 from remelt.recipe import node as nodes
-from remelt.recipe.blocks import KEYS, BlockWeights, Rule
+from remelt.recipe.blocks import KEYS, BlockWeights, Rule, literal_glob
 from remelt.recipe.blocks import blocks as named_blocks
 from remelt.recipe.node import Call, Model, Node, Value
 from remelt.recipe.walk import rewrite
-from remelt.text.eras.reader import CONFIGS
+from remelt.text.eras.reader import ARCHS, CONFIGS
 from remelt.text.eras.weights import block_names, block_weights, components_of
 
 PathLike = str | os.PathLike[str]
@@ -25,7 +25,6 @@ RecipeNodeOrValue = Node | PathLike | Mapping[str, Any] | float | BlockWeights
 Hyper = float | dict[str, float] | BlockWeights | Node
 ADAPTERS = 'adapters are not merged yet: extract the difference to a checkpoint, and read that with space "delta"'
 _SPACES = {"base": "weight", "weight": "weight", "delta": "delta", "param": "param"}
-_ARCHS = {"sd1": "sd1", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
 
 
 class MergeSpace(enum.Flag):
@@ -93,13 +92,13 @@ def _arch(given: object) -> str | None:
     if given is None:
         return None
     name = str(getattr(given, "identifier", given))
-    if name in _ARCHS or name in CONFIGS:
-        return _ARCHS.get(name) or CONFIGS[name]
+    if name in ARCHS or name in CONFIGS:
+        return ARCHS.get(name) or CONFIGS[name]
     if name.endswith("_lora"):
         raise RecipeError(f"the model config {name!r} is an adapter's", hint=ADAPTERS)
     raise RecipeError(
         f"no model config is named {name!r}",
-        hint=nearest_hint(name, [*CONFIGS, *_ARCHS]) or "leave it away: the architecture is inferred",
+        hint=nearest_hint(name, [*CONFIGS, *ARCHS]) or "leave it away: the architecture is inferred",
     )
 
 
@@ -165,7 +164,7 @@ def _weights(named: Mapping[str, float], config: object) -> BlockWeights:
     is_blocks = config is None or str(getattr(config, "identifier", config)).endswith("_blocks")
     if is_blocks and not any("." in name for name in named):
         return named_blocks(dict(named))
-    escaped = {"".join(f"[{char}]" if char in "[*?" else char for char in name): float(w) for name, w in named.items()}
+    escaped = {literal_glob(name): float(w) for name, w in named.items()}
     return BlockWeights((Rule(KEYS, named=tuple(escaped.items())),))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError, Span
-from remelt.recipe.blocks import KEYS, BlockWeights, Rule, blocks
+from remelt.recipe.blocks import KEYS, BlockWeights, Rule, blocks, literal_glob
 from remelt.recipe.node import Call, Model, Node, Parameter, Value, model, parameter
 from remelt.text.document import Document, Step
 from remelt.text.eras.instructions import Instruction, Word, instructions
@@ -21,7 +20,7 @@ from remelt.text.statements import comments_between
 
 CONFIGS = {"sd1-ldm": "sd1", "sdxl-sgm": "sdxl", "sd3-comfyui": "sd3", "flux-flux": "flux"}
 """The model configs of version 0.1.0 that are archs with their usual key names."""
-_ARCHS = {"sd1": "sd1", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
+ARCHS = {"sd1": "sd1", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
 _SPACES = {"BASE": "weight", "MODEL": "weight", "DELTA": "delta", "LORA": "delta"}
 _BLOCKS = {
     "sd1-supermerger_blocks": "convert_sd1_blocks_to_ldm",
@@ -122,7 +121,7 @@ class _Reader(Words):
         numbers = self.numbers(word, found)
         if config in _BLOCKS:
             return Value(blocks(numbers))
-        escaped = {re.sub(r"([\[*?])", r"[\1]", key): number for key, number in numbers.items()}
+        escaped = {literal_glob(key): number for key, number in numbers.items()}
         return Value(BlockWeights((Rule(KEYS, named=tuple(escaped.items())),)))
 
     def numbers(self, word: Word, found: Named) -> dict[str, float]:
@@ -159,12 +158,12 @@ class _Reader(Words):
         """Today's name of an arch."""
         if name is None:
             return None
-        if name not in _ARCHS:
+        if name not in ARCHS:
             word = next((one for one in instruction.named if one.name == "model_arch"), None)
-            hint = nearest_hint(name, _ARCHS) or f"one of {', '.join(_ARCHS)}"
+            hint = nearest_hint(name, ARCHS) or f"one of {', '.join(ARCHS)}"
             raise self.refuse(word or instruction.words[place], f"{name!r} is no arch of sd-mecha 0", hint)
-        self.archs.add(_ARCHS[name])
-        return _ARCHS[name]
+        self.archs.add(ARCHS[name])
+        return ARCHS[name]
 
     def reference_to(self, instruction: Instruction, space: str, arch: str | None) -> Model:
         path = self.text(instruction, 0, (), "a model's path")
