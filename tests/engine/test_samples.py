@@ -131,3 +131,31 @@ def test_models_are_guessed_one_by_one(executor: str, passes: list[set[int]]) ->
 def test_thresholds_of_whole_tensors_are_those_of_sorting(kind: str, seed: int, k: float, size: int) -> None:
     values = deltas(kind, seed, size)
     assert torch.equal(METHODS["ties_sum"].on(values, k=k), trimmed(values, k) if k < 1.0 else values)
+
+
+def test_each_model_has_its_share_and_weight_in_each_block(executor: str) -> None:
+    sizes = {"layers.0.part.w": SIZE, "layers.1.part.w": 1000, "layers.2.part.w": 1}
+    values = [{key: deltas("plain", seed, size) for key, size in sizes.items()} for seed in (6, 7, 8)]
+    base = rm.model({key: torch.zeros(size) for key, size in sizes.items()})
+    shares = [0.2, rm.keys({"layers.0.*": 0.4}) | 1.0, rm.depth([0.1, 0.5])]
+    weights = [1.0, 2.0, rm.keys({"layers.1.*": -0.5}) | 0.25]
+    parts = [rm.model(one) - base for one in values]
+    told = {
+        "layers.0.part.w": ([0.2, 0.4, 0.1], 0.25),
+        "layers.1.part.w": ([0.2, 1.0, 0.3], -0.5),
+        "layers.2.part.w": ([0.2, 1.0, 0.5], 0.25),
+    }
+    for normalize in (True, False):
+        recipe = base + rm.ties_sum(*parts, k=shares, weights=weights, vote_sgn=True, normalize=normalize)
+        found = rm.merge(recipe, threads=2)
+        for key, (share, last) in told.items():
+            kept = [
+                (trimmed(one[key], k) if k < 1 else one[key]) * weight
+                for one, k, weight in zip(values, share, (1.0, 2.0, last), strict=True)
+            ]
+            elected = sum(kept).sign()
+            agreeing = [one.sign() == elected for one in kept]
+            total = sum(torch.where(agrees, one, 0.0) for agrees, one in zip(agreeing, kept, strict=True))
+            count = sum(agrees * weight for agrees, weight in zip(agreeing, (1.0, 2.0, last), strict=True))
+            mean = torch.where(count == 0.0, total, total / count)
+            torch.testing.assert_close(found[key], mean if normalize else total)

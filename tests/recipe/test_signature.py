@@ -9,7 +9,7 @@ from torch import Tensor, tensor
 
 import remelt as rm
 from remelt.errors import RecipeError, Span
-from remelt.recipe.method import Flag, Integer, Mask, Method, Number, Same, Sums, Text, merge_method
+from remelt.recipe.method import Flag, Integer, Mask, Method, Number, Numbers, Same, Sums, Text, merge_method
 from remelt.recipe.node import Call, Model, Value
 from remelt.recipe.signature import bind, name_models, reduce_tile
 
@@ -107,7 +107,32 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: mixed(A, B, mode=1), "mixed needs a text for 'mode', but got 1"),
     (lambda: mixed(A, B, mode=A), "mixed needs a text for 'mode', but got a model"),
     (lambda: mixed(A, B, exact=A), "mixed needs True or False for 'exact', but got a model"),
+    (
+        lambda: rm.ties_sum(A, B, k=[0.5]),
+        "'k' has a number for each model, but got 1 number for 2 models\nhint: one number alone stands for all of them",
+    ),
+    (lambda: rm.ties_sum(A, k=[]), "'k' has a number for each model, but got 0 numbers for 1 model"),
+    (
+        lambda: rm.ties_sum(A, B, k=[0.5, "x"]),
+        r"ties_sum needs a number, block weights, or a list of them, for 'k', but got \(0.5, 'x'\)",
+    ),
+    (lambda: rm.ties_sum(A, k=B), "ties_sum needs numbers for 'k', but got a model"),
 ]
+
+
+def test_numbers_are_one_for_each_model() -> None:
+    assert values(rm.ties_sum, A, B)["k"] == (1.0, 1.0)
+    assert values(rm.ties_sum, A, B, k=0.25)["k"] == (0.25, 0.25)
+    assert values(rm.ties_sum, A, B, k=[1, BLOCKS])["k"] == (1.0, BLOCKS)
+    assert values(rm.ties_sum, A, B, k=BLOCKS)["k"] == (BLOCKS, BLOCKS)
+
+
+def test_numbers_need_models_beside_them() -> None:
+    def lonely(a: Same, *, weights: Numbers = 1.0) -> Same:
+        return a
+
+    with pytest.raises(RecipeError, match="numbers for each model go with \\*models, but 'weights' has none beside it"):
+        merge_method(cut="element")(lonely)
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED)

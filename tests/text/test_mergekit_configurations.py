@@ -106,6 +106,21 @@ def test_task_arithmetic_and_ties() -> None:
     ]
 
 
+def test_ties_of_weights_and_densities_by_model() -> None:
+    text = """\
+        models:
+          - {model: a, parameters: {density: [1, 0.7, 0.1], weight: 1.0}}
+          - {model: b, parameters: {density: 0.5, weight: [{filter: mlp, value: 0.5}, {value: 0}]}}
+        merge_method: ties
+        base_model: base
+        parameters: {normalize: false, int8_mask: true}
+    """
+    (ties,) = [line for line in last(text).replace("\n    ", " ").splitlines() if "ties_sum" in line]
+    assert "k=[depth([1.0, 0.7, 0.1]) | 1.0, 0.5]" in ties
+    assert 'weights=[1.0, keys({"*mlp*": 0.5}, optional=True) | 0.0]' in ties
+    assert "vote_sgn=True, normalize=False" in ties
+
+
 def test_layers_are_stacked() -> None:
     text = """\
         slices:
@@ -149,7 +164,8 @@ def test_a_gradient_of_one_slice_keeps_its_layers() -> None:
         ("merge_method: linear", "merge_method: linnear", "config.yml:8:15: the method 'linnear' is not read"),
         ("merge_method: linear", "merge_method: dare_ties", "the method 'dare_ties' is not read"),
         ("merge_method: linear", "merge_metod: linear", "config.yml:8:1: 'merge_metod' is not known here"),
-        ("          weight: 3", "          weigth: 3", "the model 'org/second' needs the parameter 'weight'"),
+        ("          weight: 3", "          weigth: 3", "config.yml:7:7: 'weigth' is not known here"),
+        ("          weight: 3", "          density: 3", "the model 'org/second' needs the parameter 'weight'"),
         ("          weight: 3", "          weight: three", "config.yml:7:15: a number is due here, but got 'three'"),
         ("          weight: 3", "          weight: .nan", "a number is due here, but got nan"),
         ("          weight: 3", "          weight: -1", "the weights add up to 0"),

@@ -8,7 +8,8 @@ import remelt as rm
 from remelt.errors import RecipeError
 from remelt.recipe.blocks import Search
 from remelt.recipe.node import Node
-from remelt.text.reader import parse_value
+from remelt.text.reader import parse_value, read_recipe
+from remelt.text.writer import write_recipe
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,8 @@ def test_a_command_line_value_may_be_a_model() -> None:
     assert found.digest() == rm.model("mask.safetensors", space="param").digest()
     assert parse_value("model (1).safetensors") == "model (1).safetensors"
     assert parse_value("models/a") == "models/a"
+
+
+def test_lists_hold_block_weights() -> None:
+    text = 'version 1\na = model("a")\nties_sum(a, a, k=[0.5, blocks(M00=0.2) | keys({"*x": 0.1}) | 1.0])\n'
+    assert write_recipe(read_recipe(text)) == text

@@ -279,7 +279,6 @@ def nested(depth: int) -> tuple[Literal, ...]:
         (Call("f", (Value(nested(10**5)),)), "lists in a recipe's text nest at most 32 deep"),
         (Call("f", (Value(10**64),)), "a whole number in a recipe's text has at most 64 digits"),
         (Call("f", (Value("x" * 65535),)), "a text in a recipe has at most 65536 characters, but one has 65535"),
-        (Call("f", (Value((rm.blocks(M00=1),)),)), "a list in a recipe's text holds no block weights"),
         (Call("f", (Value(BlockWeights()),)), "block weights without any rule cannot be written"),
         (
             Call("f", (Value(BlockWeights((Rule(PRESET, listed=(Search(0.0, 1.0),)),))),)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,13 @@ def bind_recipes(
     return graph
 
 
+def numbers_of(values: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Every value with its argument's name, those of lists one by one."""
+    for name, value in values:
+        for item in value if isinstance(value, tuple) else (value,):
+            yield name, item
+
+
 class _Binder:
     def __init__(self, graph: BoundGraph, methods: Mapping[str, Method[..., Any]]) -> None:
         self.graph = graph
@@ -145,7 +152,7 @@ class _Binder:
             if index is None:
                 return None
             operands.append((parameter.name, index))
-        for name, value in bound.values:
+        for name, value in numbers_of(bound.values):
             if isinstance(value, Search) or (isinstance(value, BlockWeights) and next(value.searches(), None)):
                 shown = render_weight(value) if isinstance(value, Search) else repr(value)
                 raise RecipeError(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from remelt.check.keys import KeyReport, Task
-from remelt.check.program import Apply, Argument, Instruction, Load, Output, Program, Register, Slot
+from remelt.check.program import Apply, Argument, Instruction, Listed, Load, Output, Program, Register, Slot
 
 
 def join_reports(reports: Sequence[KeyReport]) -> KeyReport:
@@ -114,4 +114,6 @@ def _argument(argument: Argument, moved: Sequence[int], numbers: int) -> Argumen
         return Register(moved[argument.index])
     if isinstance(argument, Slot):
         return Slot(argument.index + numbers)
+    if isinstance(argument, Listed):
+        return Listed(tuple(_argument(item, moved, numbers) for item in argument.items))  # type: ignore[misc]
     return argument

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from remelt.archs.facts import Layout
-from remelt.check.bound import BoundGraph, Step
+from remelt.check.bound import BoundGraph, Step, numbers_of
 from remelt.core.nearest import nearest_hint
 from remelt.errors import Problem, RecipeError
 from remelt.recipe.blocks import BLOCKS, CLASSES, COMPONENTS, DEPTH, KEYS, PRESET, BlockWeights, Rule
@@ -19,7 +19,7 @@ def check_names(graph: BoundGraph, steps: list[int], layout: Layout) -> list[Pro
     checked: set[BlockWeights] = set()
     for index in steps:
         step = graph.steps[index]
-        for name, value in step.values:
+        for name, value in numbers_of(step.values):
             if isinstance(value, BlockWeights):
                 if value not in checked:
                     checked.add(value)

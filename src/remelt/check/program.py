@@ -39,7 +39,14 @@ class Constant:
     value: Any
 
 
-Argument = Register | Bundle | Slot | Constant
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Numbers of which some differ from key to key."""
+
+    items: tuple[Slot | Constant, ...]
+
+
+Argument = Register | Bundle | Slot | Constant | Listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class Apply:
     def reductions(self) -> Sequence[Reduction]:
         """The rounds of reductions that this call needs."""
         declaration = self.method.declaration
-        if declaration.reduces is None or any(isinstance(argument, Slot) for _, argument in self.kwargs):
+        if declaration.reduces is None or any(isinstance(argument, (Slot, Listed)) for _, argument in self.kwargs):
             return declaration.reductions
         plain = {name: argument.value for name, argument in self.kwargs if isinstance(argument, Constant)}
         return declaration.reductions if declaration.reduces(plain) else ()

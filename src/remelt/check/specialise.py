@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from remelt.archs.facts import KeyFacts
 from remelt.check.bound import BoundGraph, Step
@@ -16,6 +16,7 @@ from remelt.check.program import (
     Constant,
     Instruction,
     Item,
+    Listed,
     Load,
     Output,
     Program,
@@ -79,7 +80,8 @@ class Specialiser:
     ) -> None:
         self.graph, self.steps, self.roots, self.inputs, self.masses = graph, steps, roots, inputs, masses
         self.slots: list[tuple[Step, str, BlockWeights, float]] = []
-        self.slot_of: dict[tuple[int, str], int] = {}
+        self.slot_of: dict[tuple[int, str, int], int] = {}
+        """The slot of an argument of a step, and of each number of a list."""
         self.selecting: list[int] = []
         self.shapes_change = False
         self.casts: dict[int, DType] = {}
@@ -94,10 +96,11 @@ class Specialiser:
             self.selecting.append(index)
         self.shapes_change |= declaration.shape is not None
         for name, value in step.values:
-            if isinstance(value, BlockWeights):
-                default = next(p.default for p in step.method.parameters if p.name == name)
-                self.slot_of[index, name] = len(self.slots)
-                self.slots.append((step, name, value, default if isinstance(default, float) else 0.0))
+            for place, item in enumerate(value if isinstance(value, tuple) else (value,)):
+                if isinstance(item, BlockWeights):
+                    default = next(p.default for p in step.method.parameters if p.name == name)
+                    self.slot_of[index, name, place] = len(self.slots)
+                    self.slots.append((step, name, item, default if isinstance(default, float) else 0.0))
             if name == declaration.casts and isinstance(value, str):
                 self.casts[index] = DType.parse(value)
 
@@ -297,7 +300,7 @@ class _Walk:
             return None
         values = dict(step.values)
         for shortcut in step.method.declaration.shortcuts:
-            slot = self.owner.slot_of.get((index, shortcut.parameter))
+            slot = self.owner.slot_of.get((index, shortcut.parameter, 0))
             number = values.get(shortcut.parameter) if slot is None else self.describe(key).numbers[slot]
             if number == shortcut.value:
                 for (name, _), state in zip(step.operands, operands, strict=True):
@@ -339,9 +342,7 @@ class _Walk:
         for (name, _), register in zip(step.operands, registers, strict=True):
             by_name.setdefault(name, []).append(Register(register))
         for name, value in step.values:
-            slot = self.owner.slot_of.get((index, name))
-            argument = Constant(value) if slot is None else self.number(slot, key)
-            by_name.setdefault(name, []).append(argument)
+            by_name.setdefault(name, []).append(self.plain(index, name, value, key))
         args: list[Argument] = []
         kwargs: list[tuple[str, Argument]] = []
         for parameter in step.method.parameters:
@@ -351,8 +352,19 @@ class _Walk:
                 args += by_name.get(parameter.name, ())
         return tuple(args), tuple(kwargs)
 
-    def number(self, slot: int, key: str | None) -> Argument:
-        """A number that differs by key: open while the key is open, else known."""
+    def plain(self, index: int, name: str, value: Any, key: str | None) -> Argument:
+        """An argument that is no tensor: a constant, where no number of it differs by key."""
+        if not isinstance(value, tuple):
+            return self.number(index, name, 0, value, key)
+        items = tuple(self.number(index, name, place, item, key) for place, item in enumerate(value))
+        constants = tuple(item.value for item in items if isinstance(item, Constant))
+        return Constant(constants) if len(constants) == len(items) else Listed(items)
+
+    def number(self, index: int, name: str, place: int, value: Any, key: str | None) -> Slot | Constant:
+        """A value as it is; a number that differs by key is open while the key is open, else known."""
+        slot = self.owner.slot_of.get((index, name, place))
+        if slot is None:
+            return Constant(value)
         return Slot(slot) if key is None else Constant(self.describe(key).numbers[slot])
 
     def mismatch(

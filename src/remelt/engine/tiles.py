@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from remelt.check.program import Apply, Argument, Bundle, Constant, Item, Load, Register, Slot
+from remelt.check.program import Apply, Argument, Bundle, Constant, Item, Listed, Load, Register, Slot
 from remelt.core.checksum import checksum
 from remelt.core.dtype import DType
 from remelt.core.random import Random
@@ -267,6 +267,8 @@ class TaskRun(Reader):
             return self.task.numbers[argument.index]
         if isinstance(argument, Constant):
             return argument.value
+        if isinstance(argument, Listed):
+            return tuple([self.argument(item, values) for item in argument.items])
         assert isinstance(argument, Bundle)
         return {key: values[register] for key, register in argument.items}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remelt.check.program import Apply, Argument, Bundle, Constant, Load, Program, Register, Slot
+from remelt.check.program import Apply, Argument, Bundle, Constant, Listed, Load, Program, Register, Slot
 from remelt.core.dtype import DType
 from remelt.engine.language import Kernel, Kind, Operand, Partial, Scalar, Source, Target, in_order_of_need
 from remelt.engine.symbols import Symbol, SymbolicNumber, SymbolicSum, SymbolicSums
@@ -107,6 +107,8 @@ class _Tracer:
             return argument.value
         if isinstance(argument, Slot):
             return SymbolicNumber(self.writer, self.writer.scalar(Scalar("slot", slot=argument.index)))
+        if isinstance(argument, Listed):
+            return tuple([self.argument(item) for item in argument.items])
         assert isinstance(argument, Bundle)
         raise Untraceable("several keys")
 

@@ -8,9 +8,8 @@ finds the right half first.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,17 +96,16 @@ SELECTION = (
 """The rounds of reductions that find thresholds."""
 
 
-def thresholds(sums: Mapping[str, Any], *, k: float) -> Mapping[str, float]:
-    """The least magnitude of each model that is kept, as ``threshold0`` and so on: that of the largest share ``k``.
+def thresholds(sums: Mapping[str, Any], *, k: Sequence[float]) -> Mapping[str, float]:
+    """The least magnitude of each model that is kept, as ``threshold0`` and so on: that of its largest share ``k``.
 
     0 where all are. Beside them what the rounds ask each other: where they look, and what is left to be done.
     """
     found: dict[str, float] = defaultdict(float, settled=1.0, whole=1.0)
-    if k >= 1.0:
-        return found
-    guesses = itertools.takewhile(lambda place: f"guess{place}" in sums, itertools.count())
-    for place in guesses:
-        for name, value in _selected(sums, place, 1.0 - k).items():
+    for place, share in enumerate(k):
+        if share >= 1.0 or f"guess{place}" not in sums:
+            continue
+        for name, value in _selected(sums, place, 1.0 - share).items():
             if name in ("settled", "whole"):
                 found[name] = min(found[name], value)
             else:

@@ -36,10 +36,11 @@ def searches_of(recipe: Node) -> list[Search]:
     found: list[Search] = []
     for node in topological(recipe):
         if isinstance(node, Value):
-            if isinstance(node.value, Search):
-                found.append(node.value)
-            elif isinstance(node.value, BlockWeights):
-                found.extend(node.value.searches())
+            for value in node.value if isinstance(node.value, tuple) else (node.value,):
+                if isinstance(value, Search):
+                    found.append(value)
+                elif isinstance(value, BlockWeights):
+                    found.extend(value.searches())
     return found
 
 

@@ -51,6 +51,8 @@ Mask = Annotated[Any, Role("mask")]
 """A number, one number per block, or a tensor of numbers: `float` or tensor in the function."""
 Number = Annotated[float, Role("number")]
 """A number, or one number per block: always a `float` in the function."""
+Numbers = Annotated[Any, Role("numbers")]
+"""A number for each of the models that follow one another, or one for all: in the function always one for each."""
 Integer = Annotated[int, Role("integer")]
 """A whole number."""
 Flag = Annotated[bool, Role("flag")]
@@ -86,7 +88,7 @@ class MethodParameter:
     @property
     def is_numeric(self) -> bool:
         """Whether block weights may stand there."""
-        return self.kind in ("number", "mask")
+        return self.kind in ("number", "numbers", "mask")
 
     @property
     def required(self) -> bool:
@@ -229,6 +231,11 @@ class Method(Generic[P, R]):
         return tuple(parameter for parameter in self.parameters if parameter.is_tensor and parameter.kind != "mask")
 
     @property
+    def variadic(self) -> str:
+        """The name of the argument that takes any number of models; empty where there is none."""
+        return next((parameter.name for parameter in self.parameters if parameter.variadic), "")
+
+    @property
     def signature(self) -> str:
         """The call as people write it: ``weighted_sum(a, b, *, alpha=0.5)``."""
         shown, keyword_only = [], False
@@ -367,6 +374,11 @@ def _validate_parameter(method: Method[..., Any], parameter: MethodParameter) ->
         raise RecipeError(
             f"{refuse}with cut 'model', tensors are positional and numbers go by keyword: not so {parameter.name!r}",
             hint="def f(a: Tensors, b: Tensors, *, strength: Number = 0.5)",
+        )
+    if parameter.kind == "numbers" and not any(one.variadic and one.is_tensor for one in method.parameters):
+        raise RecipeError(
+            f"{refuse}numbers for each model go with *models, but {parameter.name!r} has none beside it",
+            hint=f"{parameter.name}: Number, or def f(*models: Same, {parameter.name}: Numbers = 1.0)",
         )
     seed = "random" in method.given and parameter.name == "seed"
     if seed and (parameter.kind != "integer" or not parameter.keyword_only):

@@ -31,17 +31,38 @@ def bind(method: Method[..., Any], call: Call) -> Bound:
     placed = _place(method, call)
     operands: list[tuple[MethodParameter, Node]] = []
     values: list[tuple[str, Any]] = []
+    count = len(placed.get(method.variadic, ()))
     for parameter in method.parameters:
         for node in placed.get(parameter.name, ()):
             if isinstance(node, Value) and not _names_model(parameter, node):
-                values.append((parameter.name, _plain(method, parameter, node, call)))
+                plain = _plain(method, parameter, node, call)
+                values.append((parameter.name, each_of(parameter, plain, count, node.span or call.span)))
             elif parameter.is_tensor:
                 operands.append((parameter, _operand(node)))
             else:
                 _refuse_tensor(method, parameter, node, call)
         if parameter.name not in placed and not parameter.variadic:
-            values.append((parameter.name, parameter.default))
+            values.append((parameter.name, each_of(parameter, parameter.default, count)))
     return Bound(tuple(operands), tuple(values))
+
+
+def each_of(parameter: MethodParameter, value: Any, count: int, span: Span | None = None) -> Any:
+    """A value as the function takes it: where numbers are due, one for each of ``count`` models.
+
+    Raises `RecipeError` for a list of another length.
+    """
+    if parameter.kind != "numbers" or value is None:
+        return value
+    if not isinstance(value, (tuple, list)):
+        return (value,) * count
+    if len(value) != count:
+        raise RecipeError(
+            f"{parameter.name!r} has a number for each model, but got {_count(len(value), 'number')} "
+            f"for {_count(count, 'model')}",
+            hint="one number alone stands for all of them",
+            span=span,
+        )
+    return tuple(value)
 
 
 def _place(method: Method[..., Any], call: Call) -> dict[str, tuple[Node, ...]]:
@@ -109,10 +130,13 @@ def _plain(method: Method[..., Any], parameter: MethodParameter, node: Value, ca
     """The value as the function takes it, or an error that says what may stand there."""
     value, kind = node.value, parameter.kind
     if kind in ("number", "mask"):
-        if isinstance(value, (BlockWeights, Search)):
-            return value
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+        if _is_number(value):
+            return float(value) if isinstance(value, int) else value
+    elif kind == "numbers":
+        listed = value if isinstance(value, tuple) else (value,)
+        if all(_is_number(item) for item in listed):
+            numbers = tuple(float(item) if isinstance(item, int) else item for item in listed)
+            return numbers if isinstance(value, tuple) else numbers[0]
     elif (
         (kind == "integer" and isinstance(value, int) and not isinstance(value, bool))
         or (kind == "flag" and isinstance(value, bool))
@@ -123,6 +147,7 @@ def _plain(method: Method[..., Any], parameter: MethodParameter, node: Value, ca
         return None
     wanted = {
         "number": "a number or block weights",
+        "numbers": "a number, block weights, or a list of them,",
         "mask": "a number, block weights or a tensor",
         "integer": "a whole number",
         "flag": "True or False",
@@ -136,10 +161,19 @@ def _plain(method: Method[..., Any], parameter: MethodParameter, node: Value, ca
     raise RecipeError(f"{method.name} needs {wanted} for {parameter.name!r}, but got {value!r}", hint=hint, span=span)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, BlockWeights, Search)) and not isinstance(value, bool)
+
+
 def _refuse_tensor(method: Method[..., Any], parameter: MethodParameter, node: Node, call: Call) -> None:
     span: Span | None = dict(call.spans).get(parameter.name) or node.span or call.span
     got = "a model" if isinstance(node, Model) else "a computed tensor"
-    wanted = {"number": "a number or block weights", "integer": "a whole number", "flag": "True or False"}
+    wanted = {
+        "number": "a number or block weights",
+        "numbers": "numbers",
+        "integer": "a whole number",
+        "flag": "True or False",
+    }
     raise RecipeError(
         f"{method.name} needs {wanted.get(parameter.kind, 'a text')} for {parameter.name!r}, but got {got}",
         hint=method.signature,
@@ -153,7 +187,12 @@ def _count(number: int, noun: str) -> str:
 
 def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run a method on whole tensors: the reductions as one tile each, then the function."""
-    given = dict(kwargs)
+    named = {parameter.name: parameter for parameter in method.parameters}
+    count = len(args) - sum(not (one.keyword_only or one.variadic) for one in method.parameters)
+    given = {name: each_of(named[name], value, count) if name in named else value for name, value in kwargs.items()}
+    for parameter in method.parameters:
+        if parameter.kind == "numbers" and not parameter.required:
+            given.setdefault(parameter.name, each_of(parameter, parameter.default, count))
     if "sums" in method.given and "sums" not in given:
         sums: dict[str, Any] = {}
         needed = method.declaration.reduces is None or method.declaration.reduces({**_defaults(method), **given})

@@ -19,7 +19,7 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.recipe.method import ELEMENTS, Mass, Method, MethodParameter
-from remelt.recipe.signature import conclude, reduce_tile, sums_so_far
+from remelt.recipe.signature import conclude, each_of, reduce_tile, sums_so_far
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -45,7 +45,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 """A small model for the engine: a tensor of more than one chunk and odd length, an empty one, a number."""
 VARIADIC = 3
 """How many operands are given where a method takes any number."""
-_GUESSES: dict[str, object] = {"number": 0.3, "mask": 0.3, "integer": 1, "flag": False, "text": "text"}
+_GUESSES: dict[str, object] = {"number": 0.3, "numbers": 0.3, "mask": 0.3, "integer": 1, "flag": False, "text": "text"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Case:
         if unknown:
             raise AssertionError(f"`values` names arguments of the method, but got {sorted(unknown)}")
         return {
-            parameter.name: self.values.get(parameter.name, self._guess(parameter))
+            parameter.name: each_of(parameter, self.values.get(parameter.name, self._guess(parameter)), VARIADIC)
             for parameter in self.method.parameters
             if parameter.name not in operands and not parameter.variadic
         }

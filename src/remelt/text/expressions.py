@@ -181,9 +181,9 @@ class Expressions:
 
     def listed(self, expression: ast.expr) -> Literal:
         item = self.convert(expression)
-        if isinstance(item, (Node, Mapping, BlockWeights)):
-            hint = "give models as arguments without the square brackets; block weights combine with '|'"
-            self.fail("a list holds numbers and texts, not models or block weights", expression, hint)
+        if isinstance(item, (Node, Mapping)):
+            hint = "give models as arguments without the square brackets"
+            self.fail("a list holds numbers, block weights and texts, not models", expression, hint)
         if isinstance(item, tuple) and type(expression) is ast.Name:
             self.fail("a list within a list is written there, not by a name", expression, "as in [[0, 1], [1, 0]]")
         return item

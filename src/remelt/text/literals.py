@@ -9,7 +9,7 @@ import unicodedata
 from remelt.errors import RecipeError
 from remelt.recipe.blocks import DEPTH, KEYS, PRESET, BlockWeights, Rule, Search, render_weight
 from remelt.recipe.node import Literal
-from remelt.text.source import DEEPEST_BRACKETS, LONGEST_NAME, LONGEST_TEXT, MOST_DIGITS
+from remelt.text.source import DEEPEST_BRACKETS, LONGEST_NAME, LONGEST_TEXT, MOST_DIGITS, MOST_OPERATORS
 
 _DEEPEST_LIST = DEEPEST_BRACKETS // 2
 
@@ -24,8 +24,6 @@ def write_literal(value: Literal) -> str:
         return quoted(value)
     if isinstance(value, tuple):
         check_depth(value)
-        if any(isinstance(item, BlockWeights) for item in value):
-            raise RecipeError("a list in a recipe's text holds no block weights", hint="give them as arguments")
         return f"[{', '.join([write_literal(item) for item in value])}]"
     if isinstance(value, BlockWeights):
         return _block_weights(value)
@@ -76,6 +74,8 @@ def _escaped(char: str) -> str:
 def _block_weights(value: BlockWeights) -> str:
     if not value.rules:
         raise RecipeError("block weights without any rule cannot be written", hint="write the plain number")
+    if len(value.rules) > MOST_OPERATORS:
+        raise RecipeError(f"at most {MOST_OPERATORS} block weights combine in a recipe's text")
     parts = [_rule(rule) for rule in value.rules]
     if value.default is not None:
         parts.append(_weight(value.default))

@@ -19,6 +19,12 @@ _TOP = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer", "chat_template"),
 )
+_PARAMETERS = (
+    *("weight", "density", "normalize", "rescale", "lambda", "int8_mask", "t", "scale", "gamma", "epsilon"),
+    *("filter_wise", "select_topk", "normalize_weights", "eps", "nuslerp_row_wise", "nuslerp_flatten", "max_iter"),
+    *("tol", "r", "alpha"),
+)
+"""Of any method: what a method does not ask for is left aside, as mergekit does."""
 _METHODS = ("linear", "slerp", "task_arithmetic", "ties", "passthrough")
 
 
@@ -51,6 +57,7 @@ class _Reader(Configuration):
 
     def recipe(self) -> Node:
         self.known((), _TOP)
+        self.parameters(())
         method = self.at(("merge_method",))
         if method is None:
             raise self.source.refuse("a configuration says its merge_method", 1, hint="merge_method: linear")
@@ -84,6 +91,7 @@ class _Reader(Configuration):
         for place, _ in enumerate(self.listed(("models",))):
             path: Path = ("models", place)
             self.known(path, ("model", "parameters"))
+            self.parameters(path)
             name = self.model((*path, "model"))
             parts.append(_Part(Model(name), name, ((*path, "parameters"), ("parameters",))))
         base = self.base(("base_model",))
@@ -97,6 +105,7 @@ class _Reader(Configuration):
         for place, _ in enumerate(self.listed(("slices",))):
             path: Path = ("slices", place)
             self.known(path, ("sources", "base_model", "parameters", "residual_weight"))
+            self.parameters(path)
             if self.at((*path, "residual_weight")) is not None:
                 raise self.refuse((*path, "residual_weight"), "residual weights are not read", name=True)
             ranges = [self.range((*path, "sources", one)) for one, _ in enumerate(self.listed((*path, "sources")))]
@@ -113,6 +122,7 @@ class _Reader(Configuration):
         for place, (start, stop) in enumerate(ranges):
             here: Path = (*path, "sources", place)
             self.known(here, ("model", "layer_range", "parameters"))
+            self.parameters(here)
             name = self.model((*here, "model"))
             places: tuple[Path, ...] = ((*here, "parameters"), (*path, "parameters"), ("parameters",))
             parts.append(_Part(layers(Model(name), start, stop), name, places))
@@ -173,17 +183,21 @@ class _Reader(Configuration):
 
     def by_ties(self, parts: Sequence[_Part], base: str | None, place: tuple[int, int] | None) -> Node:
         first, others = self.apart(parts, base)
-        weights = [self.setting(part.places, "weight", place, 1.0) for part in others]
-        shares = [self.setting(part.places, "density", place, 1.0) for part in others]
-        if any(weight != weights[0] or not isinstance(weight, float) for weight in weights):
-            raise self.refuse(("merge_method",), "ties of models with weights that differ is not read yet")
-        if any(share != shares[0] or not isinstance(share, float) for share in shares):
-            raise self.refuse(("merge_method",), "ties of models with densities that differ is not read yet")
+        if self.flag("rescale", False):
+            raise self.refuse(
+                ("parameters", "rescale"), "ties that rescales what it trimmed is not read yet", name=True
+            )
+        settings: list[tuple[str, Node]] = []
+        for name, argument in (("density", "k"), ("weight", "weights")):
+            found = [self.setting(part.places, name, place, 1.0) for part in others]
+            alike = all(one == found[0] for one in found)
+            if not alike or found[0] != 1.0:
+                settings.append((argument, Value(found[0] if alike else tuple(found))))
+        settings.append(("vote_sgn", Value(True)))
         if not self.flag("normalize", True):
-            raise self.refuse(("parameters", "normalize"), "ties takes the mean of what agrees: normalize is true")
+            settings.append(("normalize", Value(False)))
         deltas = tuple(Call("subtract", (part.node, first)) for part in others)
-        settings = (("k", Value(shares[0])), ("vote_sgn", Value(True)))
-        return self.added(first, Call("ties_sum", deltas, settings))
+        return self.added(first, Call("ties_sum", deltas, tuple(settings)))
 
     def by_slerp(self, parts: Sequence[_Part], base: str | None, place: tuple[int, int] | None) -> Node:
         first, others = self.apart(parts, base)
@@ -208,6 +222,11 @@ class _Reader(Configuration):
         return Call("add_difference", (base, delta), (("alpha", Value(factor)),))
 
     # ---- parameters ----
+
+    def parameters(self, path: Path) -> None:
+        """Refuse parameters that no method has: one that is misspelt would be left aside in silence."""
+        if self.at((*path, "parameters")) is not None:
+            self.known((*path, "parameters"), _PARAMETERS)
 
     def flag(self, name: str, otherwise: bool) -> bool:
         found = self.at(("parameters", name))

@@ -13,7 +13,7 @@ from remelt.text.constructors import CONSTRUCTORS
 from remelt.text.document import Document
 from remelt.text.literals import check_depth, is_word, quoted, write_literal
 from remelt.text.names import Names
-from remelt.text.source import LONGEST_STATEMENT, MOST_CHARACTERS, MOST_OPERATORS, MOST_STATEMENTS, NOT_TEXT
+from remelt.text.source import LONGEST_STATEMENT, MOST_CHARACTERS, MOST_STATEMENTS, NOT_TEXT
 
 WIDEST = 100
 INLINE = 44
@@ -183,8 +183,6 @@ class _Writer:
         if isinstance(node, Value):
             value = node.value
             combined = isinstance(value, BlockWeights) and len(value.rules) + (value.default is not None) > 1
-            if isinstance(value, BlockWeights) and len(value.rules) > MOST_OPERATORS:
-                raise RecipeError(f"at most {MOST_OPERATORS} block weights combine in a recipe's text")
             return _Text(write_literal(value), _OR if combined else _ATOM, 0)
         if not isinstance(node, Call):
             raise RecipeError(f"{type(node).__name__} is not a kind of node", hint="Model, Value, Parameter or Call")
