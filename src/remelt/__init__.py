@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from remelt.recipe.layers import layers, stack_layers
     from remelt.recipe.method import merge_method
     from remelt.recipe.node import model, parameter
+    from remelt.recipe.vocabulary import align_vocabulary
 
 _HOMES = {
     "remelt.api.inspection": ("inspect",),
@@ -82,6 +83,7 @@ _HOMES = {
     "remelt.recipe.layers": ("layers", "stack_layers"),
     "remelt.recipe.method": ("merge_method",),
     "remelt.recipe.node": ("model", "parameter"),
+    "remelt.recipe.vocabulary": ("align_vocabulary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -105,6 +107,7 @@ __all__ = [
     "__version__",
     "add",
     "add_difference",
+    "align_vocabulary",
     "blocks",
     "cast",
     "clamp",

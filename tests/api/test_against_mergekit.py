@@ -242,6 +242,67 @@ def precise_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_llamas(tmp_path_factory.mktemp("precise"), ("base", "a", "b", "c"), 40, torch.float32, **sizes)
 
 
+WORDS = {
+    "a": [*"abcdefgh", "shared", "of a", "a and b"],
+    "b": [*"hgfedcba", "a and b", "shared", "of b", "b and c"],
+    "c": ["b and c", *"cdefgh", "shared", "of c"],
+}
+
+
+@pytest.fixture(scope="module")
+def speaking_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of different tokens, in different orders, as many of them as there are rows."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("speaking")
+    found = {}
+    for name, words in WORDS.items():
+        sizes = {"vocab_size": len(words) + 2, "hidden_size": 16, "intermediate_size": 20}
+        found |= write_llamas(folder, [name], 2, **sizes)
+        model = tokenizers.models.WordLevel({"<unk>": 0, **{word: row + 1 for row, word in enumerate(words)}}, "<unk>")
+        made = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(model), unk_token="<unk>")
+        made.add_tokens([f"<added by {name}>"], special_tokens=True)
+        made.save_pretrained(folder / name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "based"), [("union", True), ("base", True), ("model", True), ("model", False)], ids=str
+)
+def test_tokens_are_aligned(source: str, based: bool, speaking_models: dict[str, Path], tmp_path: Path) -> None:
+    """Without a base, mergekit's order is that of a set, which is another one in every process."""
+    text = """
+        models:
+          - {{model: {a}, parameters: {{weight: 0.5}}}}
+          - {{model: {b}, parameters: {{weight: 0.3}}}}
+          - {{model: {c}, parameters: {{weight: 0.2}}}}
+        merge_method: linear
+        dtype: bfloat16
+    """.format(**speaking_models)
+    text += f"\n        tokenizer_source: {speaking_models['c'] if source == 'model' else source}"
+    text += f"\n        base_model: {speaking_models['b']}" if based else ""
+    theirs, ours = merged_by_both(text, tmp_path)
+    transformers = pytest.importorskip("transformers")
+    tokens = {
+        name: transformers.AutoTokenizer.from_pretrained(folder).get_vocab()
+        for name, folder in {"ours": tmp_path / "ours", "theirs": tmp_path / "theirs", **speaking_models}.items()
+    }
+    if source == "union":
+        assert tokens["ours"].keys() == tokens["theirs"].keys() == {*tokens["a"], *tokens["b"], *tokens["c"]}
+        assert tokens["b"].items() <= tokens["ours"].items()
+    else:
+        assert tokens["ours"] == tokens["theirs"] == tokens["c" if source == "model" else "b"]
+    for key, value in ours.items():
+        due = theirs[key]
+        if key in ("lm_head.weight", "model.embed_tokens.weight"):  # the order of what is added is a set's, too
+            order = sorted(tokens["ours"])
+            value = value[[tokens["ours"][token] for token in order]]
+            due = due[[tokens["theirs"][token] for token in order]]
+        torch.testing.assert_close(value.double(), due.double(), rtol=2**-6, atol=2**-9)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert opened.config.vocab_size == len(tokens["ours"]) == len(opened.lm_head.weight)
+
+
 def by_mergekit(text: str, out: Path) -> dict[str, Tensor]:
     pytest.importorskip("mergekit")
     from mergekit.config import MergeConfiguration
@@ -256,16 +317,21 @@ def merged(folder: Path) -> dict[str, Tensor]:
     return {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
 
 
-def check_both(text: str, folder: Path, allowed: float = 0.0, *, in_each: int = 0) -> None:
-    """Both merge the configuration to the same tensors, up to rounding.
-
-    A share of all elements may differ, or some of each tensor.
-    """
+def merged_by_both(text: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     theirs = by_mergekit(text, folder / "theirs")
     (folder / "config.yml").write_text(text, encoding="utf-8")
     rm.merge(folder / "config.yml", folder / "ours", max_shard_size="1GB")
     ours = merged(folder / "ours")
     assert set(ours) == set(theirs)
+    return theirs, ours
+
+
+def check_both(text: str, folder: Path, allowed: float = 0.0, *, in_each: int = 0) -> None:
+    """Both merge the configuration to the same tensors, up to rounding.
+
+    A share of all elements may differ, or some of each tensor.
+    """
+    theirs, ours = merged_by_both(text, folder)
     odd = {}
     for key, value in ours.items():
         assert value.dtype is theirs[key].dtype

@@ -121,6 +121,20 @@ def test_ties_of_weights_and_densities_by_model() -> None:
     assert "vote_sgn=True, normalize=False" in ties
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("tokenizer_source: union", 'order="union")'),
+        ("tokenizer_source: base\nbase_model: org/second", 'base=second, order="base")'),
+        ("tokenizer: {source: org/first}", "order=first)"),
+        ("tokenizer_source: {model: {path: org/second}}", "order=second)"),
+    ],
+)
+def test_a_tokenizer_is_a_vocabulary(told: str, said: str) -> None:
+    merged = last(textwrap.dedent(LINEAR).replace("dtype: float16", told))
+    assert merged == f"align_vocabulary(0.25 * first + 0.75 * second, {said}"
+
+
 def test_layers_are_stacked() -> None:
     text = """\
         slices:
@@ -178,7 +192,9 @@ def test_a_gradient_of_one_slice_keeps_its_layers() -> None:
         ("org/second@main", "org/second+lora", "config.yml:5:12: adapters are not merged yet"),
         ("org/second@main", "[]", "a model is a path or a name"),
         ("dtype: float16", "dtype: 16", "an element type is a text"),
-        ("dtype: float16", "tokenizer_source: union", "config.yml:9:19: the tokenizer 'union' is not made"),
+        ("dtype: float16", "tokenizer_source: [a]", "config.yml:9:19: a model is a path or a name"),
+        ("dtype: float16", "tokenizer: {source: union, tokens: {}}", "config.yml:9:28: 'tokens' is not known here"),
+        ("dtype: float16", "tokenizer: {source: a}\ntokenizer_source: a", "config.yml:10:1: a tokenizer is told once"),
         ("dtype: float16", "slices: []", "a configuration names either models or slices"),
         ("dtype: float16", "dtype: [", "config.yml:10:1: this is no YAML"),
         ("dtype: float16", "dtype: !!python/object/apply:os.system [ls]", "this is no YAML"),

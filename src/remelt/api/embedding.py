@@ -12,8 +12,8 @@ from typing import Any
 
 from remelt.formats.locate import SUFFIXES
 from remelt.recipe.method import Method
-from remelt.recipe.node import Call, Model, Node, Parameter, Value
-from remelt.recipe.signature import name_models
+from remelt.recipe.node import Model, Node, Parameter
+from remelt.recipe.signature import name_all_models
 from remelt.recipe.walk import rewrite, topological
 from remelt.text.writer import write_recipe
 
@@ -30,14 +30,7 @@ def portable_text(
     resembles are made longer too.
     """
 
-    def spell_out(node: Node) -> Node:
-        if not isinstance(node, Call) or node.method not in methods:
-            return node
-        has_texts = any(isinstance(child, Value) and isinstance(child.value, str) for child in node.children)
-        return name_models(methods[node.method], node) if has_texts else node
-
-    root: Node = Model(recipe.value) if isinstance(recipe, Value) and isinstance(recipe.value, str) else recipe
-    root = rewrite(root, spell_out)
+    root = name_all_models(recipe, methods)
     models = [node for node in topological(root) if isinstance(node, Model)]
     names = portable_names([model.name for model in models if model.tensors is None], models_dirs, folder)
     if all(model.tensors is None and names[model.name] == model.name for model in models):

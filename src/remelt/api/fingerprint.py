@@ -38,7 +38,8 @@ def fingerprint(group: PreparedGroup, output: PlannedOutput, options: MergeOptio
     for given in group.inputs.values():
         if given.checkpoint.path is None:
             return None
-        files.append([given.model.space, [_identity(path) for path in given.checkpoint.files()]])
+        identities = [_identity(path) for path in given.checkpoint.files()]
+        files.append([given.model.space, identities, given.checkpoint.view_of()])
     decisive = {
         "headers": [hashlib.sha256(file.header).hexdigest() for file in output.layout.files],
         "indexes": [name for name, _ in output.layout.indexes],

@@ -60,12 +60,12 @@ def stack_of(structure: Structure, named: str | None, label: str) -> str:
     return max(stacks, key=lambda stack: len(stacks[stack]))
 
 
-def restacked(config: Path, parts: Sequence[Input]) -> bytes:
+def restacked(config: Path | bytes, parts: Sequence[Input]) -> bytes:
     """A configuration for a result whose layers are those of several parts: their number, and what is told of each.
 
     What it tells of each layer (a list as long as there were layers) is taken from the layer that stands there now.
     """
-    told: Any = json.loads(config.read_text(encoding="utf-8"))
+    told: Any = json.loads(config if isinstance(config, bytes) else config.read_text(encoding="utf-8"))
     sources: dict[int, int] = {}
     for given in parts:
         wanted = given.model.layers

@@ -11,6 +11,8 @@ from types import TracebackType
 
 from remelt.api.hashing import content_hash, find_by_hash
 from remelt.api.layer_views import view_of_layers
+from remelt.api.token_views import TokenAlignedCheckpoint
+from remelt.api.vocabulary import Member, SharedVocabulary, Tokens, tokenizer_of
 from remelt.archs.detect import detect
 from remelt.check.bound import BoundGraph
 from remelt.check.inputs import Input
@@ -18,7 +20,7 @@ from remelt.errors import ModelNameError, Problem, RemeltError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import locate_model
 from remelt.formats.memory import MemoryCheckpoint
-from remelt.recipe.node import Model
+from remelt.recipe.node import Model, Vocabulary
 
 
 @dataclass
@@ -60,6 +62,7 @@ def open_models(graph: BoundGraph, models_dirs: Sequence[Path]) -> Opened:
         canonical[index] = known.setdefault(identity, index)
         if given is not None:
             opened.inputs[index] = given
+    _align_vocabularies(graph, models_dirs, opened)
     for place, step in enumerate(graph.steps):
         if step.input is not None and canonical.get(step.input, step.input) != step.input:
             graph.steps[place] = replace(step, input=canonical[step.input])
@@ -74,7 +77,7 @@ def _open(
     if model.tensors is not None:
         from remelt.engine.tensors import describe_tensors
 
-        identity: tuple[object, ...] = (id(model.tensors), model.space, model.layers)
+        identity: tuple[object, ...] = (id(model.tensors), model.space, model.layers, model.vocabulary)
         if identity in known:
             return identity, None
         checkpoint = MemoryCheckpoint(describe_tensors(model.tensors, model.name))
@@ -82,7 +85,7 @@ def _open(
     else:
         folders = [folder, *models_dirs]
         path = _locate(model, folders)
-        identity = (path.resolve(), model.space, model.sha256, model.layers)
+        identity = (path.resolve(), model.space, model.sha256, model.layers, model.vocabulary)
         if identity in known:
             return identity, None
         checkpoint = opened._files.enter_context(_open_locked(path, model, folders))
@@ -91,6 +94,35 @@ def _open(
         checkpoint = view_of_layers(checkpoint, model.layers, label)
         label = f"{label}, layers {model.layers.start} to {model.layers.stop}"
     return identity, Input(label, model, checkpoint, detect(checkpoint.tensors))
+
+
+def _align_vocabularies(graph: BoundGraph, models_dirs: Sequence[Path], opened: Opened) -> None:
+    """Put the rows for tokens in order, of those models that are asked to have one vocabulary."""
+    groups: dict[tuple[str, Vocabulary], list[int]] = {}
+    for index, given in opened.inputs.items():
+        if given.model.vocabulary is not None:
+            groups.setdefault((graph.scopes[index], given.model.vocabulary), []).append(index)
+    if opened.problems:
+        return
+    for (folder, wanted), indexes in groups.items():
+        try:
+            members: dict[Path | None, Member] = {}
+            for index in indexes:
+                given = opened.inputs[index]
+                if given.checkpoint.path not in members:
+                    members[given.checkpoint.path] = Member.of(given.label, given.checkpoint)
+            folders = [Path(folder or "."), *models_dirs]
+            first = Tokens.read(_locate(Model(wanted.first), folders), wanted.first)
+            base = None if wanted.base is None else tokenizer_of(_locate(Model(wanted.base), folders))
+            shared = SharedVocabulary.of(first, base, list(members.values()), union=wanted.union)
+            for index in indexes:
+                given = opened.inputs[index]
+                place = list(members).index(given.checkpoint.path)
+                view = TokenAlignedCheckpoint(given.checkpoint, shared, place)
+                opened.inputs[index] = replace(given, checkpoint=view)
+        except RemeltError as error:
+            hint = None if error.hint is None else f"hint: {error.hint}"
+            opened.problems.append(Problem("", error.message, hint, opened.inputs[indexes[0]].model.span))
 
 
 def _locate(model: Model, folders: Sequence[Path]) -> Path:

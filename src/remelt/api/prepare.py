@@ -15,6 +15,8 @@ from remelt.api.options import MergeOptions
 from remelt.api.outputs import companions_of, lay_out, refuse_full_disk, refuse_output
 from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
+from remelt.api.token_views import TokenAlignedCheckpoint
+from remelt.api.vocabulary import with_vocabulary
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
 from remelt.check.inputs import Input, arch_of, input_groups, keys_of
@@ -31,9 +33,12 @@ from remelt.engine.executor import describe_executor
 from remelt.errors import CheckError, OptionError, Problem, RecipeError
 from remelt.formats.locate import models_folders
 from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
-from remelt.recipe.layers import expand_layers
+from remelt.recipe.layers import LAYERS, STACK, expand_layers
 from remelt.recipe.method import Method
 from remelt.recipe.node import Call, Model, Node
+from remelt.recipe.signature import name_all_models
+from remelt.recipe.vocabulary import ALIGN, expand_vocabularies
+from remelt.recipe.walk import topological
 
 EXECUTOR_KEY = "remelt_executor"
 CHECKSUM_KEY = "remelt_checksum"
@@ -80,7 +85,8 @@ def prepare(
         if output is not None:
             refuse_output(output, options.overwrite)
     folders = models_folders([Path(folder) for folder in options.models_dirs])
-    recipes = [expand_layers(_with_fallback(source.recipe, options)) for source in sources]
+    given = [_with_fallback(source.recipe, options) for source in sources]
+    recipes = [_with_views(recipe, methods) for recipe in given]
     graph = bind_recipes(recipes, methods, [str(source.folder) for source in sources])
     opened = open_models(graph, folders)
     try:
@@ -88,10 +94,8 @@ def prepare(
         masses, space_problems = infer_masses(graph)
         _refuse(space_problems, graph)
         texts = [
-            ""
-            if output is None
-            else portable_text(_with_fallback(source.recipe, options), methods, folders, source.folder)
-            for source, output in zip(sources, outputs, strict=True)
+            "" if output is None else portable_text(recipe, methods, folders, source.folder)
+            for source, recipe, output in zip(sources, given, outputs, strict=True)
         ]
         groups = [
             _Group(graph, opened, masses, positions, used, options).prepare(outputs, texts)
@@ -108,6 +112,13 @@ def _with_fallback(recipe: Node, options: MergeOptions) -> Node:
     if options.fallback is None:
         return recipe
     return Call("fallback", (recipe, Model(Path(options.fallback).as_posix())))
+
+
+def _with_views(recipe: Node, methods: Mapping[str, Method[..., Any]]) -> Node:
+    """The recipe with models of which a part is read, or rows in another order, as views of themselves."""
+    if not any(isinstance(node, Call) and node.method in (LAYERS, STACK, ALIGN) for node in topological(recipe)):
+        return recipe
+    return expand_layers(expand_vocabularies(name_all_models(recipe, methods)))
 
 
 def _refuse(problems: Sequence[Problem], graph: BoundGraph) -> None:
@@ -206,10 +217,16 @@ class _Group:
         return PlannedOutput(str(path), space, tensors, layout)
 
     def companions(self, root: int, output: PlannedOutput) -> Iterator[tuple[Path | bytes, str]]:
-        """The small files beside a result; a configuration tells how many layers it has."""
+        """The small files beside a result; a configuration tells how many layers and tokens it has."""
+        found: list[tuple[Path | bytes, str]] = list(companions_of(self.first_of(root), output))
         parts = [given for given in self.inputs_of(root).values() if given.model.layers is not None]
-        for file, name in companions_of(self.first_of(root), output):
-            yield (restacked(file, parts) if parts and name == CONFIG else file), name
+        if parts:
+            found = [(restacked(content, parts) if name == CONFIG else content, name) for content, name in found]
+        for given in self.inputs_of(root).values():
+            if isinstance(given.checkpoint, TokenAlignedCheckpoint):
+                found = with_vocabulary(found, given.checkpoint.shared)
+                break
+        yield from found
 
     def weights_of(self, root: int) -> Iterator[int]:
         """The models that one result uses, in the recipe's order."""

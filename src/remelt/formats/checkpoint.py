@@ -47,6 +47,10 @@ class Checkpoint(ABC):
     def files(self) -> tuple[Path, ...]:
         """The files that hold the tensors."""
 
+    def view_of(self) -> str:
+        """What decides the tensors beside those files and the recipe: empty where nothing does."""
+        return ""
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the files."""

@@ -99,12 +99,26 @@ class LayerRange:
     after: bool = True
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which tokens the rows of a model's embeddings stand for: those of ``first``, and with ``union`` of all members.
+
+    A token that a member lacks has its row in ``base``, where that is named.
+    """
+
+    first: str
+    union: bool
+    base: str | None
+    members: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Model(Node):
     """A checkpoint, by path, by name in a models folder, or as tensors in memory.
 
     ``sha256`` locks it to one content; ``space`` is what its tensors mean; ``arch`` states its architecture where that
-    shall not be inferred. ``layers`` is set where `stack_layers` reads a part of it: no text says it of a model.
+    shall not be inferred. ``layers`` is set where `stack_layers` reads a part of it, ``vocabulary`` where
+    `align_vocabulary` puts its tokens in order: no text says them of a model.
     """
 
     name: str
@@ -114,6 +128,7 @@ class Model(Node):
     tensors: Mapping[str, Any] | None = field(default=None)
     span: Span | None = None
     layers: LayerRange | None = None
+    vocabulary: Vocabulary | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Node], tuple[object, ...]]:
         return Node.__reduce__(self)
@@ -297,7 +312,7 @@ def _content(node: Node) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
         return "Value", (node.value,), ()
     if isinstance(node, Model):
         held = None if node.tensors is None else _Tensors(node.tensors)
-        part = () if node.layers is None else (node.layers,)
+        part = () if node.layers is None and node.vocabulary is None else (node.layers, node.vocabulary)
         return "Model", (node.name, node.sha256, node.space, node.arch, held, *part), ()
     if isinstance(node, Parameter):
         return "Parameter", (node.name, node.space, node.arch), ()

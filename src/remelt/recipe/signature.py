@@ -12,6 +12,7 @@ from remelt.errors import RecipeError, Span
 from remelt.recipe.blocks import BlockWeights, Search
 from remelt.recipe.method import ELEMENTS, Method, MethodParameter, Reduction
 from remelt.recipe.node import Call, Model, Node, Value
+from remelt.recipe.walk import rewrite
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,18 @@ def name_models(method: Method[..., Any], call: Call) -> Call:
     if not texts:
         return call
     return call.with_children(_operand(child) if id(child) in texts else child for child in call.children)
+
+
+def name_all_models(recipe: Node, methods: Mapping[str, Method[..., Any]]) -> Node:
+    """The recipe with every text that means a model written as that model."""
+
+    def name(node: Node) -> Node:
+        if not isinstance(node, Call) or node.method not in methods:
+            return node
+        has_texts = any(isinstance(child, Value) and isinstance(child.value, str) for child in node.children)
+        return name_models(methods[node.method], node) if has_texts else node
+
+    return rewrite(_operand(recipe), name)
 
 
 def _names_model(parameter: MethodParameter, node: Node) -> bool:

@@ -13,6 +13,7 @@ from remelt.errors import RecipeError, RecipeSyntaxError, Span
 from remelt.recipe.blocks import MAKERS, BlockWeights, Search
 from remelt.recipe.layers import LAYERS, STACK
 from remelt.recipe.node import Call, Literal, Model, Node, Value, multiply
+from remelt.recipe.vocabulary import ALIGN, BASE, UNION
 from remelt.text.constructors import CONSTRUCTORS, USAGE, Mapping, construct
 from remelt.text.document import Step
 from remelt.text.explanation import CALLED, explain
@@ -40,7 +41,8 @@ _INSTEAD = {
 _ONLY_WITHIN = f"a mapping stands only within {', '.join(MAKERS)}"
 _MAPPING = 'as in blocks({"double_blocks.3": 0.2})'
 _LARGE = "the largest is 1.7976931348623157e308"
-_PARTS = (LAYERS, STACK)
+_PARTS = (LAYERS, STACK, ALIGN)
+"""No methods, whose texts are models all the same."""
 """Words whose texts are models: they are no methods, that could say so."""
 _SPELLINGS = {"true": "True", "false": "False", "none": "None", "null": "None", "nil": "None"}
 
@@ -282,10 +284,13 @@ class Expressions:
             args = [(self.convert(arg), arg) for arg in expression.args]
             named = {name: (self.convert(keyword.value), keyword.value) for name, keyword in given.items()}
             return self.constructed(function, args, named)
+        by_name: list[tuple[str, Node]] = []
+        for name, one in given.items():
+            by_name.append((name, self.argument(one.value, model_text=_is_model(function.id, one))))
         return Call(
             function.id,
             tuple([self.argument(arg, model_text=function.id in _PARTS) for arg in expression.args]),
-            tuple([(name, self.argument(keyword.value)) for name, keyword in given.items()]),
+            tuple(by_name),
             self.span(function),
             tuple([(name, self.span(keyword, len(name))) for name, keyword in given.items()]),
         )
@@ -351,3 +356,9 @@ class Expressions:
 
 def _is_number(item: object) -> bool:
     return isinstance(item, (int, float)) and not isinstance(item, bool)
+
+
+def _is_model(function: str, keyword: ast.keyword) -> bool:
+    """Whether a text by keyword is a model's name: a base or an order of `align_vocabulary`, but for the words."""
+    value = keyword.value
+    return function == ALIGN and not (isinstance(value, ast.Constant) and value.value in (BASE, UNION))

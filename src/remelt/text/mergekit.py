@@ -11,6 +11,7 @@ from remelt.core.nearest import nearest_hint
 from remelt.recipe.blocks import DEPTH, KEYS, BlockWeights, Rule, literal_glob
 from remelt.recipe.layers import layers, stack_layers
 from remelt.recipe.node import Call, Model, Node, Value
+from remelt.recipe.vocabulary import BASE, UNION, align_vocabulary
 from remelt.text.configuration import Configuration, Path
 from remelt.text.document import Document
 from remelt.text.source import SourceText
@@ -65,26 +66,35 @@ class _Reader(Configuration):
             known = f"those that are read: {', '.join(_METHODS)}"
             hint = nearest_hint(str(method), _METHODS) or known
             raise self.refuse(("merge_method",), f"the method {method!r} is not read from configurations yet", hint)
-        for name, why in (
-            ("modules", "models of several modules are not read"),
-            ("tokenizer", "tokenizers are not changed: the result has the first model's"),
-        ):
-            if self.at((name,)) is not None:
-                raise self.refuse((name,), why, name=True)
-        if self.at(("tokenizer_source",)) not in (None, "base"):
-            message = (
-                f"the tokenizer {self.at(('tokenizer_source',))!r} is not made: models of one vocabulary are merged"
-            )
-            raise self.refuse(("tokenizer_source",), message, 'leave it away, or write "base"')
+        if self.at(("modules",)) is not None:
+            raise self.refuse(("modules",), "models of several modules are not read", name=True)
         if (self.at(("models",)) is None) == (self.at(("slices",)) is None):
             raise self.source.refuse("a configuration names either models or slices", 1)
         result = self.of_models(method) if self.at(("models",)) is not None else self.of_slices(method)
+        result = self.tokenized(result)
         dtype = self.at(("out_dtype",)) or self.at(("dtype",))
         if dtype is not None:
             if not isinstance(dtype, str):
                 raise self.refuse(("out_dtype",), "an element type is a text, such as bfloat16")
             result = Call("cast", (result,), (("dtype", Value(dtype)),))
         return result
+
+    def tokenized(self, result: Node) -> Node:
+        """The result with the vocabulary that is asked for: the base's, that of all, or a model's."""
+        path: Path = ("tokenizer_source",)
+        if self.at(("tokenizer",)) is not None:
+            if self.at(path) is not None:
+                raise self.refuse(path, "a tokenizer is told once", name=True)
+            self.known(("tokenizer",), ("source",))
+            path = ("tokenizer", "source")
+        wanted = self.at(path)
+        if wanted is None:
+            return result
+        return align_vocabulary(
+            result,
+            base=self.base(("base_model",)),
+            order=wanted if wanted in (BASE, UNION) else Model(self.model(path)),
+        )
 
     def of_models(self, method: str) -> Node:
         parts = []
