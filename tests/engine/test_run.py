@@ -17,7 +17,9 @@ import remelt as rm
 from remelt.api import merging
 from remelt.engine import native
 from remelt.engine import run as engine_run
+from remelt.engine.finite import FiniteReport
 from remelt.engine.known import Fold
+from remelt.engine.run import Execution, _Run
 from remelt.engine.units import Queue
 from remelt.methods import METHODS
 from remelt.methods.selection import HELD
@@ -201,11 +203,15 @@ def test_stopping_early_stops_the_threads(tmp_path: Path, write_model: Any) -> N
     options = rm.MergeOptions(threads=2)
     source = merging.load_recipe(rm.weighted_sum(tmp_path / "1", tmp_path / "2", alpha=0.3))
     before = threading.active_count()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     with merging.prepare_merges([source], [tmp_path / "out.safetensors"], options) as prepared:
         running = merging.run_prepared(prepared, options)
         next(running)
         running.close()
     assert threading.active_count() == before
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.safetensors", "2.safetensors"]
 
 
@@ -266,3 +272,47 @@ def test_a_result_in_memory_leaves_the_rest_of_the_budget_to_the_tasks(monkeypat
     model = {f"w{place}": torch.randn(2**20) for place in range(8)}
     rm.merge(rm.weighted_sum(rm.model(model), rm.model(model)), memory="40MiB", threads=8)
     assert given == [8 * 2**20]
+
+
+@pytest.mark.parametrize("executor", ["native", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("calls", [70, 150])
+def test_long_recipes_over_long_tensors(
+    executor: str, dtype: torch.dtype, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if executor == "native" and not native.available():
+        pytest.skip("the native executor is not built")
+    monkeypatch.setenv("REMELT_EXECUTOR", executor)
+    size = 2**22 + 2**20 + 3
+    drawn = torch.Generator().manual_seed(0)
+    tensors = [torch.rand(size, generator=drawn).to(dtype) for _ in range(3)]
+    a, b, c = (rm.model({"w": tensor}) for tensor in tensors)
+    recipe, due = a, tensors[0].double()
+    for call in range(calls):
+        other, alpha = call % 2 + 1, 0.1 + call / 1000
+        recipe = rm.weighted_sum(recipe, (b, c)[other - 1], alpha=alpha)
+        due = torch.lerp(due, tensors[other].double(), alpha)
+    found = rm.merge(recipe, threads=2)["w"]
+    assert found.dtype is dtype
+    torch.testing.assert_close(found.double(), due, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+
+
+def test_progress_of_a_finished_shared_task_counts_it_once(write_model: Any, tmp_path: Path) -> None:
+    size = 3 * 2**22
+    a, b = (rm.model({"w": torch.zeros(size, dtype=torch.float16)}) for _ in range(2))
+
+    class Done:
+        checked = False
+
+        def done(self, *_: object) -> bool:
+            return True
+
+    with merging.prepare_merges(
+        [merging.load_recipe(rm.slerp(a, b, alpha=0.3))], [None], rm.MergeOptions()
+    ) as prepared:
+        (group,) = prepared.groups
+        checkpoints = {index: given.checkpoint for index, given in group.inputs.items()}
+        execution = Execution(checkpoints, dict.fromkeys(checkpoints, "x"), [Done()])  # type: ignore[list-item]
+        running = _Run(group.plan, execution, FiniteReport())
+    assert running.units.take() is None
+    assert running.kept == running.total == 2 * size

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import remelt as rm
-from remelt.engine import native, units
+from remelt.engine import native
 from remelt.engine.sweeps import Kernels
 from remelt.engine.tiles import TaskRun
 from remelt.engine.units import pieces
 from remelt.methods import METHODS
 from remelt.methods.selection import SELECTION
-from remelt.planning.cost import CHUNK, FOLD, SMALL
+from remelt.planning.cost import CHUNK, FOLD, SAMPLE, SMALL
 
 NUMBERS = {reduction.function.__name__: number for number, reduction in enumerate(SELECTION)}
 SIZE = 5 * CHUNK + 13
@@ -33,7 +35,7 @@ def test_a_sample_lies_within_and_is_the_whole_where_that_is_little(size: int) -
     assert all(end <= following for (_, end), (following, _) in itertools.pairwise(found))
     assert found[-1][1] <= size
     taken = sum(end - begin for begin, end in found)
-    assert taken == size if size <= SMALL else 0.9 * units._SAMPLE <= taken <= units._SAMPLE
+    assert taken == size if size <= SMALL else 0.9 * SAMPLE <= taken <= SAMPLE
 
 
 def deltas(kind: str, seed: int, size: int) -> torch.Tensor:
@@ -159,3 +161,32 @@ def test_each_model_has_its_share_and_weight_in_each_block(executor: str) -> Non
             count = sum(agrees * weight for agrees, weight in zip(agreeing, (1.0, 2.0, last), strict=True))
             mean = torch.where(count == 0.0, total, total / count)
             torch.testing.assert_close(found[key], mean if normalize else total)
+
+
+def test_in_double_precision_what_has_the_threshold_is_kept(executor: str) -> None:
+    for size in (1000, SIZE):
+        values = deltas("plain", 9, size).double() * 0.1
+        values[: size // 2] = 0.1  # no number of float32
+        base, tuned = rm.model({"w": torch.zeros(size).double()}), rm.model({"w": values})
+        found = rm.merge(base + rm.ties_sum(tuned - base, k=0.5), compute_dtype="float64")["w"]
+        threshold = trimmed(values.float(), 0.5).abs()
+        assert torch.equal(found != 0.0, threshold > 0.0)
+        assert torch.equal(found[found != 0.0], values[found != 0.0])
+
+
+def test_weights_by_block_do_not_make_reductions_due(executor: str, passes: list[set[int]]) -> None:
+    base, tuned = (rm.model({"layers.0.x.w": deltas("plain", seed, SIZE)}) for seed in (1, 2))
+    plain = rm.plan(base + rm.ties_sum(tuned - base, weights=2.0))
+    recipe = base + rm.ties_sum(tuned - base, weights=[rm.keys({"*": 2.0})])
+    assert rm.plan(recipe).bytes_read == plain.bytes_read
+    rm.merge(recipe)
+    assert passes == [set()]
+
+
+def test_samples_are_among_what_is_read(executor: str, tmp_path: Path, write_model: Callable[..., Path]) -> None:
+    tensors = {f"w{place}": deltas("plain", place, 300_000) for place in range(3)}
+    files = [write_model(tmp_path / name, tensors) for name in "ab"]
+    base, tuned = map(rm.model, files)
+    recipe = base + rm.ties_sum(tuned - base, k=0.3)
+    planned = rm.plan(recipe).bytes_read
+    assert planned == 4 * 300_000 * 3 * 4 + 2 * 4 * SAMPLE * 3

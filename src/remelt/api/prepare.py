@@ -249,6 +249,7 @@ class _Group:
             memory=available_memory() // 4 if memory is None else memory,
             itemsize=compute.itemsize,
             compute_dtype=compute.name,
+            device=self.options.device != "cpu",
             scans=self.options.nonfinite == "missing",
         )
 

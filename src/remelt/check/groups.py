@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from remelt.archs.facts import Layout
 from remelt.check.bound import BoundGraph
 from remelt.check.inputs import Input, keys_of
-from remelt.check.specialise import Kind, Place, Shape, Specialiser
+from remelt.check.kinds import Kind, Place, Shape
+from remelt.check.specialise import Specialiser
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import MethodError

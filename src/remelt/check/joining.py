@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from remelt.check.keys import KeyReport, Task
-from remelt.check.program import Apply, Argument, Instruction, Listed, Load, Output, Program, Register, Slot
+from remelt.check.program import Apply, Argument, Bundle, Instruction, Listed, Load, Output, Program, Register, Slot
 
 
 def join_reports(reports: Sequence[KeyReport]) -> KeyReport:
@@ -74,7 +74,7 @@ def _is_plain(instruction: Instruction) -> bool:
     if not isinstance(instruction, Apply):
         return False
     given = [*instruction.args, *(argument for _, argument in instruction.kwargs)]
-    return all(not hasattr(argument, "items") for argument in given)
+    return all(not isinstance(argument, Bundle) for argument in given)
 
 
 def _joined(programs: Sequence[tuple[Program, int]]) -> Program:

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from remelt.archs.facts import KeyFacts, Layout
-from remelt.check.bound import BoundGraph, Step
+from remelt.check.bound import BoundGraph
 from remelt.check.groups import KeyGroups
 from remelt.check.inputs import Input
+from remelt.check.kinds import Kind, NumberSlot, Place, Shape, Stranded
 from remelt.check.program import Program
-from remelt.check.specialise import Kind, Place, Shape, Specialiser, Stranded
+from remelt.check.specialise import Specialiser
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.recipe.blocks import BlockWeights
+from remelt.errors import RecipeError
 
 Missing = Literal["error", "first", "skip"]
 
@@ -284,12 +285,17 @@ class _KeyCheck:
             self.report.tasks.append(Task(key, program, (), info.shape, outputs, copy=True))
 
     def _numbers(self, facts: KeyFacts) -> Iterator[float]:
-        for step, name, weights, default in self.specialiser.slots:
-            number = weights.resolve(facts, self.layout)
+        for slot in self.specialiser.slots:
+            number = slot.weights.resolve(facts, self.layout)
             if number is None:
-                shown = _argument_name(step, name, weights)
-                self.report.unspoken.setdefault(f"{shown} = {default!r}", []).append(facts.key)
-                number = default
+                if not isinstance(slot.default, (int, float)) or isinstance(slot.default, bool):
+                    raise RecipeError(
+                        f"{_argument_name(slot)} has no number for {facts.key}, and no default",
+                        hint="let a plain number follow the block weights: ... | 0.5",
+                        span=slot.step.span,
+                    )
+                self.report.unspoken.setdefault(f"{_argument_name(slot)} = {slot.default!r}", []).append(facts.key)
+                number = float(slot.default)
             assert isinstance(number, float)
             yield number
 
@@ -301,10 +307,12 @@ class _KeyCheck:
                 yield self.inputs[index].label
 
 
-def _argument_name(step: Step, name: str, weights: BlockWeights) -> str:
+def _argument_name(slot: NumberSlot) -> str:
+    step = slot.step
     assert step.method is not None
-    place = f" (line {step.span.line})" if step.span is not None else ""
-    return f"{step.method.name}{place}: {name}"
+    line = f" (line {step.span.line})" if step.span is not None else ""
+    place = "" if slot.place is None else f"[{slot.place}]"
+    return f"{step.method.name}{line}: {slot.name}{place}"
 
 
 def _is_copy(program: Program) -> bool:

@@ -72,10 +72,15 @@ class Apply:
     def reductions(self) -> Sequence[Reduction]:
         """The rounds of reductions that this call needs."""
         declaration = self.method.declaration
-        if declaration.reduces is None or any(isinstance(argument, (Slot, Listed)) for _, argument in self.kwargs):
+        if declaration.reduces is None:
             return declaration.reductions
-        plain = {name: argument.value for name, argument in self.kwargs if isinstance(argument, Constant)}
-        return declaration.reductions if declaration.reduces(plain) else ()
+        known: dict[str, Any] = {}
+        for name, argument in self.kwargs:
+            if isinstance(argument, Constant):
+                known[name] = argument.value
+            elif isinstance(argument, Listed):
+                known[name] = tuple(item.value if isinstance(item, Constant) else None for item in argument.items)
+        return declaration.reductions if declaration.reduces(known) else ()
 
 
 @dataclass(frozen=True, slots=True)

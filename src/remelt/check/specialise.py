@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remelt.archs.facts import KeyFacts
 from remelt.check.bound import BoundGraph, Step
 from remelt.check.inputs import Input
+from remelt.check.kinds import Describe, NumberSlot, Place, Shape, Stranded
 from remelt.check.program import (
     Apply,
     Argument,
@@ -27,33 +27,6 @@ from remelt.check.program import (
 from remelt.core.dtype import DType
 from remelt.recipe.blocks import BlockWeights
 from remelt.recipe.method import Group
-
-Place = tuple[int, str | None]
-Shape = tuple[int, ...]
-
-
-class Kind(NamedTuple):
-    """What the recipe must know of a key: its facts, the numbers of the slots there, whether it is only copied.
-
-    ``facts`` may be None where `Specialiser.asks_facts` is false.
-    """
-
-    facts: KeyFacts | None
-    numbers: Sequence[float]
-    copied: bool
-
-
-Describe = Callable[[str | None], Kind]
-
-
-@dataclass(frozen=True)
-class Stranded:
-    """A result that cannot be computed for a key: what lacks it, or which shapes do not fit."""
-
-    root: int
-    key: str | None
-    lacking: tuple[str, ...] = ()
-    shapes: tuple[str, str] | None = None
 
 
 class _State(NamedTuple):
@@ -79,7 +52,7 @@ class Specialiser:
         masses: Sequence[float | None],
     ) -> None:
         self.graph, self.steps, self.roots, self.inputs, self.masses = graph, steps, roots, inputs, masses
-        self.slots: list[tuple[Step, str, BlockWeights, float]] = []
+        self.slots: list[NumberSlot] = []
         self.slot_of: dict[tuple[int, str, int], int] = {}
         """The slot of an argument of a step, and of each number of a list."""
         self.selecting: list[int] = []
@@ -100,7 +73,8 @@ class Specialiser:
                 if isinstance(item, BlockWeights):
                     default = next(p.default for p in step.method.parameters if p.name == name)
                     self.slot_of[index, name, place] = len(self.slots)
-                    self.slots.append((step, name, item, default if isinstance(default, float) else 0.0))
+                    listed = place if isinstance(value, tuple) else None
+                    self.slots.append(NumberSlot(step, name, listed, item, default))
             if name == declaration.casts and isinstance(value, str):
                 self.casts[index] = DType.parse(value)
 
@@ -124,9 +98,10 @@ class Specialiser:
     def shortcuts(self, numbers: Sequence[float]) -> tuple[float | None, ...]:
         """Which of the numbers make operands idle: the values at which they do, None elsewhere."""
         found: list[float | None] = []
-        for (step, name, _, _), number in zip(self.slots, numbers, strict=True):
-            assert step.method is not None
-            hit = any(s.parameter == name and s.value == number for s in step.method.declaration.shortcuts)
+        for slot, number in zip(self.slots, numbers, strict=True):
+            assert slot.step.method is not None
+            shortcuts = slot.step.method.declaration.shortcuts
+            hit = any(one.parameter == slot.name and one.value == number for one in shortcuts)
             found.append(number if hit else None)
         return tuple(found)
 

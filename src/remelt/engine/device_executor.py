@@ -21,13 +21,12 @@ from remelt.engine.language import BY_TORCH, COMPARISONS, LOGIC, Kernel, Number,
 from remelt.engine.tensors import TORCH
 from remelt.engine.torch_program import PADDING
 from remelt.methods.selection import upper_histogram, window_histogram
-from remelt.planning.cost import CHUNK
+from remelt.planning.cost import CHUNK, DEVICE_TILE
 
 if TYPE_CHECKING:
+    from remelt.engine.scratch import Pinned
     from remelt.engine.tiles import TaskRun
 
-TILE = 2**22
-"""Elements of a tile: the device is kept busy for longer than it takes to tell it what to do."""
 _KINDS = {"single": torch.float32, "double": torch.float64}
 _PINNED = ("cuda", "xpu")
 
@@ -55,13 +54,14 @@ class DeviceExecutor:
 
     def step(self, run: TaskRun) -> int:
         """Elements that one call takes."""
-        return TILE
+        return DEVICE_TILE
 
     def tile(self, run: TaskRun, numbers: Sequence[float], begin: int, end: int) -> None:
         """Compute some elements: write what goes to results, keep what stays whole, tell what is not finite."""
         kernel, size = self.kernel, end - begin
         with self._stream() as stream:
-            sources = [self._source(run, place, begin, end) for place in range(len(kernel.sources))]
+            pinned = run.place.scratch.pinned
+            sources = [self._source(run, place, begin, end, pinned) for place in range(len(kernel.sources))]
             found = {place: values[:size] for place, values in self.run(sources, numbers).items()}
             results: list[torch.Tensor | None] = []
             for position, target in enumerate(kernel.targets):
@@ -70,7 +70,7 @@ class DeviceExecutor:
                     run.whole[target.register].view(-1)[begin:end] = values
                     results.append(None)
                 else:
-                    results.append(self._download(("to", position), values.to(_travels(target.dtype))))
+                    results.append(self._download(values.to(_travels(target.dtype)), ("to", position), pinned))
             sums = [self._partial(partial, found[partial.value], numbers) for partial in kernel.partials]
             if stream is not None:
                 stream.synchronize()
@@ -114,7 +114,7 @@ class DeviceExecutor:
             return torch.full((size,), numbers[operand.index], dtype=_KINDS[self.kernel.kind], device=self.device)
         return found[operand]
 
-    def _source(self, run: TaskRun, place: int, begin: int, end: int) -> torch.Tensor:
+    def _source(self, run: TaskRun, place: int, begin: int, end: int, buffers: Pinned) -> torch.Tensor:
         """A source's elements on the device."""
         source = self.kernel.sources[place]
         if source.held:
@@ -127,23 +127,14 @@ class DeviceExecutor:
             run.blame(load, raw)
         if self.device.type not in _PINNED:
             return raw.to(self.device)
-        pinned = self._buffer(("from", place), raw)
+        pinned = buffers.like(raw, ("from", place))
         pinned.copy_(raw)
         return pinned.to(self.device, non_blocking=True)
 
-    def _download(self, name: tuple[str, int], values: torch.Tensor) -> torch.Tensor:
+    def _download(self, values: torch.Tensor, name: tuple[str, int], buffers: Pinned) -> torch.Tensor:
         if self.device.type not in _PINNED:
             return values.cpu()
-        pinned = self._buffer(name, values)
-        return pinned.copy_(values, non_blocking=True)
-
-    def _buffer(self, name: tuple[str, int], like: torch.Tensor) -> torch.Tensor:
-        """Pinned memory of this thread."""
-        buffers: dict[tuple[str, int], torch.Tensor] = self._local.__dict__.setdefault("buffers", {})
-        found = buffers.get(name)
-        if found is None or found.numel() < like.numel():
-            found = buffers[name] = torch.empty(like.numel(), dtype=like.dtype, pin_memory=True)
-        return found[: like.numel()]
+        return buffers.like(values, name).copy_(values, non_blocking=True)
 
     @contextlib.contextmanager
     def _stream(self) -> Any:

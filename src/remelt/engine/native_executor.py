@@ -137,15 +137,14 @@ class NativeExecutor:
 
     def step(self, run: TaskRun) -> int:
         """Elements that one call takes: as many as pass between two looks whether to stop, where nothing is copied."""
-        least = CHUNK if self.kernel.partials else 1
         if math.prod(run.task.shape) <= _COPIED:
-            return max(_COPIED, least)
+            return max(_COPIED, CHUNK)
         copied = any(not source.held and not run.is_streamed(source.register) for source in self.kernel.sources)
         placed = all(target.output is None or run.is_placed(target.output) for target in self.kernel.targets)
         if copied or not placed:
-            return max(_COPIED, least)
+            return max(_COPIED, CHUNK)
         often = SLICE // (1 + len(self.kernel.operations) // _OFTEN)
-        return max(often, least) // least * least
+        return max(often // CHUNK, 1) * CHUNK  # where checksums and sums may begin
 
     def _run(
         self,

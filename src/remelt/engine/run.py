@@ -115,9 +115,9 @@ class _Run:
         keep_freed_memory()
         threads = [threading.Thread(target=self.work, daemon=True) for _ in range(self.plan.threads)]
         before = torch.get_num_threads()
-        torch.set_num_threads(1)
         running = len(threads)
         yield Progress(self.kept, self.total)
+        torch.set_num_threads(1)
         try:
             for thread in threads:
                 thread.start()
@@ -145,6 +145,7 @@ class _Run:
 
     def remaining(self) -> Iterator[Unit]:
         """What an earlier run has not finished."""
+        counted: SharedTask | None = None
         for unit in units_of(self.plan.tasks, whole=self.execution.nonfinite == "missing"):
             ranges = [
                 (self.execution.sinks[root], key, *byte_range(info, *unit.results))
@@ -153,7 +154,9 @@ class _Run:
             if all(sink.done(key, begin, end) for sink, key, begin, end in ranges if begin < end) and any(
                 begin < end for _, _, begin, end in ranges
             ):
-                self.kept += sum(end - begin for _, _, begin, end in ranges)
+                if unit.shared is None or unit.shared is not counted:  # each of its slices leads to all of it
+                    self.kept += sum(end - begin for _, _, begin, end in ranges)
+                counted = unit.shared
             else:
                 yield unit
 
@@ -169,6 +172,7 @@ class _Run:
                 if unit is None:
                     break
                 following = self.one(unit)
+                self.place.scratch.keep_within(self.units.budget // self.plan.threads)
                 if unit.shared is None or unit.shared.is_complete:
                     self.pages.let_go(unit)
         except Stopped:

@@ -131,10 +131,12 @@ class TorchTiles:
         self.kernel = executor.kernel
 
     def step(self, run: TaskRun) -> int:
-        """As many as the executor takes at best, or fewer where there are many inputs that are read into memory."""
+        """As many as the executor takes at best, or fewer where what they hold would be too much."""
         width = sum(self._width(run, source) for source in self.kernel.sources)
+        held = self.executor.width
+        room = max(run.planned.cost.tiles - self.executor.registers, 0)
         tile = self.executor.tile
-        while tile > CHUNK and tile * width > _READ:
+        while tile > CHUNK and (tile * width > _READ or tile * (width + held) > room):
             tile //= 2
         return tile
 

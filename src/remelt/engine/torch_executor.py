@@ -46,6 +46,11 @@ class TorchExecutor:
         ]
         """Sources that are read for nothing but to look at them."""
         self.tile = _COUNTED_TILE if self.histograms else _TILE
+        self.width = sum(program.target_type(place).itemsize for place in range(len(kernel.targets)))
+        self.width += torch.float32.itemsize * len(self.histograms)
+        """Bytes that an element takes until it is written."""
+        self.registers = self.block * sum(dtype.itemsize for dtype in program.types)
+        """Bytes of what a block is computed in."""
 
     def run(
         self, sources: Sequence[torch.Tensor], numbers: Sequence[float], size: int, scratch: Scratch, *, looks: bool
@@ -88,11 +93,13 @@ class DirectExecutor:
     """One operation on halves, which torch computes in float32 inside and rounds once: no conversions are needed."""
 
     tile = _DIRECT_TILE
+    registers = 0
 
     def __init__(self, kernel: Kernel) -> None:
         operation = kernel.operations[-1]
         self.kernel = kernel
         self.dtype = TORCH[kernel.targets[0].dtype]
+        self.width = self.dtype.itemsize
         self.loads = {place: found.place for place, found in enumerate(kernel.operations[:-1])}
         self.function: Callable[..., Any] = getattr(torch, operation.name)
         self.operation = operation

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from remelt.engine.known import Fold, Known, Partials
-from remelt.planning.cost import CHUNK, FOLD, SLICE, SMALL
+from remelt.planning.cost import CHUNK, FOLD, SAMPLE, SLICE, SMALL
 from remelt.planning.passes import Sweep
 from remelt.planning.plan import PlannedTask
 
-_SMALL = 2**18
-"""Elements up to which tasks are taken together."""
+_BATCH = 2**18
+"""Elements of tasks that are taken together."""
 _TOGETHER = 32
 """The most tasks that are taken together."""
 
@@ -108,8 +108,6 @@ def folds(size: int) -> list[tuple[int, int]]:
     return [(start, min(start + FOLD, size)) for start in range(0, max(size, 1), FOLD)]
 
 
-_SAMPLE = 2**17
-"""Elements of a sample."""
 _PIECES = 32
 """The most places that a sample is taken from."""
 
@@ -126,7 +124,7 @@ def pieces(begin: int, end: int) -> list[tuple[int, int]]:
     if size <= SMALL:
         return [(begin, end)]
     starts = [begin + size * piece // count // CHUNK * CHUNK for piece in range(count)]
-    return [(start, start + _SAMPLE // count) for start in starts]
+    return [(start, start + SAMPLE // count) for start in starts]
 
 
 def units_of(tasks: Sequence[PlannedTask], *, whole: bool) -> Iterator[Unit]:
@@ -152,7 +150,7 @@ def in_batches(units: Iterable[Unit]) -> Iterator[Unit]:
     size = 0
     for unit in units:
         numel = elements(unit.planned)
-        if unit.shared is not None or unit.stop is not None or numel > _SMALL:
+        if unit.shared is not None or unit.stop is not None or numel > _BATCH:
             if batch:
                 yield Unit(batch[0], more=tuple(batch[1:]))
                 batch, size = [], 0
@@ -160,7 +158,7 @@ def in_batches(units: Iterable[Unit]) -> Iterator[Unit]:
             continue
         batch.append(unit.planned)
         size += numel
-        if len(batch) == _TOGETHER or size > _SMALL:
+        if len(batch) == _TOGETHER or size > _BATCH:
             yield Unit(batch[0], more=tuple(batch[1:]))
             batch, size = [], 0
     if batch:
@@ -172,7 +170,7 @@ class Queue:
 
     def __init__(self, units: Iterable[Unit], budget: int) -> None:
         self._units = deque(units)
-        self._budget = budget
+        self.budget = budget
         self._held = 0
         self._taken = 0
         self._waiting = 0
@@ -193,7 +191,7 @@ class Queue:
                 if self._waiting:
                     self._condition.notify_all()
             while not self._closed:
-                if self._units and (not self._taken or self._held + self._units[0].memory <= self._budget):
+                if self._units and (not self._taken or self._held + self._units[0].memory <= self.budget):
                     unit = self._units.popleft()
                     self._taken += 1
                     self._held += unit.memory

@@ -54,7 +54,7 @@ def ties_sum(
         threshold, weight = sums[f"threshold{place}"], weights[place]
         delta = models[place]
         if type(threshold) is not float or threshold:  # else all are kept
-            delta = torch.where(delta.abs() >= threshold, delta, 0.0)
+            delta = torch.where(delta.float().abs() >= threshold, delta, 0.0)  # as they were counted
         return delta if type(weight) is float and weight == 1.0 else delta * weight
 
     def vote(place: int) -> Tensor:

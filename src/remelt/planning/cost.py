@@ -14,12 +14,16 @@ TILE = 2**17
 SMALLEST_TILE = 2**12
 CHUNK = 2**16
 """Elements of one partial sum of a reduction: fixed, so that no tile size or number of threads changes a bit."""
+DEVICE_TILE = 2**22
+"""Elements of a tile on another device, which is kept busy for longer than it takes to tell it what to do."""
 SLICE = 2**22
 """Elements that one thread takes at a time from a tensor that may be cut anywhere."""
 FOLD = 2**22
 """Elements whose partial sums are added up before they are added to those of others: fixed, as chunks are."""
 SCRATCH = 2**25
 """Bytes that the tiles of one thread should not exceed while smaller ones are possible."""
+SAMPLE = 2**17
+"""Elements of a sample."""
 SMALL = 2**18
 """Elements up to which a tensor's intermediate results are kept whole between passes, and no sample is taken of it."""
 _COPIES = 4
@@ -30,17 +34,21 @@ _TEMPORARIES = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes that one unit of a task holds at its peak, the tile size that this assumes, and elements computed."""
+    """Bytes that one unit of a task holds at its peak, the tile size that this assumes, and elements computed.
+
+    ``tiles`` are those bytes of it that are for tiles: an executor takes tiles of its own size within them.
+    """
 
     memory: int
     tile: int
     work: int
+    tiles: int
 
 
 class CostModel:
     """The costs of all tasks of one program that are streamed alike, in a compute type of ``itemsize`` bytes."""
 
-    def __init__(self, program: Program, passes: Schedule, itemsize: int) -> None:
+    def __init__(self, program: Program, passes: Schedule, itemsize: int, *, device: bool = False) -> None:
         sweeps = [one for one in passes.passes if isinstance(one, Sweep)]
         self.passes, self.itemsize = passes, itemsize
         self.live = max((one.live for one in sweeps), default=1) + _temporaries(program)
@@ -56,6 +64,8 @@ class CostModel:
             if isinstance(instruction, Apply) and instruction.reductions
         )
         self.holds = any(isinstance(one, WholeCall) or one.gathers for one in passes.passes)
+        self.travels = (len(program.loads) + len(program.outputs)) * itemsize if device else 0
+        """Bytes of an element on its way to a device and back."""
         calls = sum(isinstance(instruction, Apply) for instruction in program.instructions)
         self.steps = max(calls, 1) * sum(isinstance(one, WholeCall) or one.due for one in passes.passes)
 
@@ -63,10 +73,11 @@ class CostModel:
         """The cost of one task."""
         numel = math.prod(task.shape)
         largest = max([numel if shape is None else math.prod(shape) for shape in self.shapes], default=0)
-        memory = min(self.longest, max(largest, 1)) * self.live * self.itemsize + self.sums
+        tiles = min(self.longest, max(largest, 1)) * self.live * self.itemsize
+        memory = tiles + self.sums + self.travels * min(DEVICE_TILE, max(largest, 1))
         if self.holds:
             memory += _whole_peak(task, self.passes, self.itemsize)
-        return Cost(memory, self.tile, numel * self.steps)
+        return Cost(memory, self.tile, numel * self.steps, tiles)
 
 
 def task_cost(task: Task, passes: Schedule, itemsize: int) -> Cost:

@@ -217,10 +217,18 @@ class _Scheduler:
 
 def reads(program: Program, passes: Schedule) -> list[tuple[Load, int]]:
     """Each load with the number of sweeps that read it, as a rule."""
+    return _counted(program, [one for one in passes.passes if isinstance(one, Sweep) and one.due])
+
+
+def samples(program: Program, passes: Schedule) -> list[tuple[Load, int]]:
+    """Each load with the number of sweeps that look at a sample of it."""
+    return _counted(program, [one for one in passes.passes if isinstance(one, Sweep) and one.sampled and not one.due])
+
+
+def _counted(program: Program, sweeps: Iterable[Sweep]) -> list[tuple[Load, int]]:
     counts: dict[int, int] = {}
-    for one in passes.passes:
-        if isinstance(one, Sweep) and one.due:
-            for register in one.order:
-                if isinstance(program.instructions[register], Load):
-                    counts[register] = counts.get(register, 0) + 1
+    for one in sweeps:
+        for register in one.order:
+            if isinstance(program.instructions[register], Load):
+                counts[register] = counts.get(register, 0) + 1
     return [(program.instructions[register], count) for register, count in sorted(counts.items())]  # type: ignore[misc]

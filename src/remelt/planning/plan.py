@@ -13,8 +13,8 @@ from remelt.core.tensor_info import TensorInfo, total_bytes
 from remelt.core.units import format_bytes
 from remelt.errors import BudgetError
 from remelt.formats.layout import OutputLayout
-from remelt.planning.cost import SLICE, SMALL, Cost, CostModel
-from remelt.planning.passes import Schedule, reads, schedule
+from remelt.planning.cost import SAMPLE, SLICE, SMALL, Cost, CostModel
+from remelt.planning.passes import Schedule, reads, samples, schedule
 
 _READ_RATE = 3.0e9
 _WRITE_RATE = 1.2e9
@@ -92,6 +92,8 @@ class Resources:
     memory: int
     itemsize: int
     compute_dtype: str
+    device: bool = False
+    """Whether tensors travel to another device."""
     scans: bool = False
     """Whether every input is read once more beforehand, to look for NaN and infinities."""
 
@@ -106,7 +108,7 @@ def make_plan(
 ) -> Plan:
     """The plan of checked tasks; `BudgetError` where one of them cannot fit the memory, with the number it needs."""
     tensors = {index: given.checkpoint.tensors for index, given in inputs.items()}
-    tasks = _planned(report.tasks, tensors, resources.itemsize)
+    tasks = _planned(report.tasks, tensors, resources)
     in_memory = sum(output.size for output in outputs if output.path is None)
     largest = max(tasks, key=lambda planned: planned.cost.memory, default=None)
     needed = in_memory + (largest.cost.memory if largest is not None else 0)
@@ -114,8 +116,10 @@ def make_plan(
         _refuse_budget(largest, needed, in_memory, resources.memory)
     units = sorted((planned.cost.memory for planned in tasks), reverse=True)
     parallel = sum(units[: resources.threads])
-    if tasks and tasks[0].divisible:
-        parallel = max(parallel, units[0] * min(resources.threads, _slices(tasks)))
+    for planned in tasks:
+        if planned.divisible:  # each of its slices is a unit that holds as much
+            slices = min(resources.threads, -(-max(math.prod(planned.task.shape), 1) // SLICE))
+            parallel = max(parallel, planned.cost.memory * slices + sum(units[: resources.threads - slices]))
     read = sum(planned.read for planned in tasks) * (2 if resources.scans else 1)
     written = sum(output.size for output in outputs if output.path is not None)
     work = sum(planned.cost.work for planned in tasks)
@@ -143,6 +147,7 @@ class _Streamed:
     passes: Schedule
     model: CostModel
     reads: list[tuple[Load, int]]
+    samples: list[tuple[Load, int]]
     costs: dict[tuple[int, ...], Cost] = field(default_factory=dict)
 
     def cost(self, task: Task) -> Cost:
@@ -154,11 +159,15 @@ class _Streamed:
 
     def bytes_read(self, key: str, tensors: Mapping[int, Mapping[str, TensorInfo]]) -> int:
         """Bytes that one task reads, each sweep over a tensor counted."""
-        return sum([tensors[load.input][load.key or key].nbytes * count for load, count in self.reads])
+        read = sum([tensors[load.input][load.key or key].nbytes * count for load, count in self.reads])
+        for load, count in self.samples:
+            info = tensors[load.input][load.key or key]
+            read += min(SAMPLE * info.dtype.itemsize, info.nbytes) * count
+        return read
 
 
 def _planned(
-    tasks: Sequence[Task], tensors: Mapping[int, Mapping[str, TensorInfo]], itemsize: int
+    tasks: Sequence[Task], tensors: Mapping[int, Mapping[str, TensorInfo]], resources: Resources
 ) -> list[PlannedTask]:
     known: dict[tuple[int, bool], _Streamed] = {}
     planned = []
@@ -168,15 +177,12 @@ def _planned(
         found = known.get(identity)
         if found is None:
             passes = schedule(task.program, small=small)
-            model = CostModel(task.program, passes, itemsize)
-            found = known[identity] = _Streamed(task.program, passes, model, reads(task.program, passes))
+            model = CostModel(task.program, passes, resources.itemsize, device=resources.device)
+            counts = reads(task.program, passes), samples(task.program, passes)
+            found = known[identity] = _Streamed(task.program, passes, model, *counts)
         read = found.bytes_read(task.key, tensors)
         planned.append(PlannedTask(task, found.passes, found.cost(task), read, found.passes.divisible))
     return planned
-
-
-def _slices(tasks: Sequence[PlannedTask]) -> int:
-    return sum(-(-max(math.prod(planned.task.shape), 1) // SLICE) for planned in tasks)
 
 
 def _refuse_budget(planned: PlannedTask, needed: int, in_memory: int, budget: int) -> None:

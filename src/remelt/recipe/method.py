@@ -142,7 +142,8 @@ class Declaration:
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
       A `Reduction` says more of a round. How many elements the tensor has is among the sums, as ``elements``.
-    - ``reduces``: whether reductions are needed at all, from the plain arguments, where they are the same for all keys.
+    - ``reduces``: whether reductions are needed at all, from the plain arguments; those that differ from key to key
+      are left out, or None within a list.
     - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
       numbers by name, once a tensor; the method is then given those as its ``sums``, and need not decide by them.
     - ``shortcuts``: numbers at which an operand is the result.
@@ -359,6 +360,8 @@ def _validate(method: Method[..., Any]) -> None:
     for shortcut in declaration.shortcuts:
         if not {shortcut.parameter, shortcut.result} <= names:
             raise RecipeError(f"{refuse}the shortcut at {shortcut.parameter}={shortcut.value} names no argument")
+        if next(one.kind for one in method.parameters if one.name == shortcut.parameter) == "numbers":
+            raise RecipeError(f"{refuse}a shortcut is at one number, but {shortcut.parameter!r} is one for each model")
     if declaration.casts is not None and declaration.casts not in names:
         raise RecipeError(f"{refuse}casts names no argument: {declaration.casts!r}")
     for parameter in method.parameters:
