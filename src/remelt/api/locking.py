@@ -32,8 +32,13 @@ def lock_recipe(recipe: PathLike, *, models_dirs: Sequence[PathLike] = ()) -> Lo
 
     Names of steps and comments stay. Raises `ModelNameError` for a model that is not there.
     """
-    folders = models_folders([Path(folder) for folder in models_dirs])
     document, folder = load_document(recipe)
+    return lock_document(document, folder, models_dirs=models_dirs)
+
+
+def lock_document(document: Document, folder: Path, *, models_dirs: Sequence[PathLike] = ()) -> Locked:
+    """The same for a recipe that was read already, from a folder."""
+    folders = models_folders([Path(one) for one in models_dirs])
     found: dict[str, str] = {}
 
     def lock(node: Node) -> Node:

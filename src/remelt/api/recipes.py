@@ -100,7 +100,7 @@ def _carried(path: Path) -> tuple[Document, dict[str, str]]:
             return parse_document(metadata[MECHA_KEY], path.name), {}
         if webui.RECIPE in metadata:
             return Document(webui.recipe_of_web_ui(metadata, path.name)), {}
-    text, options = embedded(path)
+    text, options = _ours(metadata, path.name)
     return parse_document(text, path.name), options
 
 
@@ -110,14 +110,17 @@ def embedded(path: Path) -> tuple[str, dict[str, str]]:
     Raises `RecipeError` where it carries none.
     """
     with open_checkpoint(path) as checkpoint:
-        text = checkpoint.metadata.get(RECIPE_KEY)
-        options = checkpoint.metadata.get(OPTIONS_KEY)
+        return _ours(checkpoint.metadata, path.name)
+
+
+def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, str]]:
+    text = metadata.get(RECIPE_KEY)
     if text is None:
         raise RecipeError(
-            f"{path.name} carries no recipe: its metadata has no {RECIPE_KEY}",
+            f"{name} carries no recipe: its metadata has no {RECIPE_KEY}",
             hint="merge a recipe file, or name models and a method: remelt merge A B -m weighted_sum",
         )
-    return text, _options(options, path.name)
+    return text, _options(metadata.get(OPTIONS_KEY), name)
 
 
 def _options(text: str | None, name: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from remelt.cli import options as shared
-from remelt.cli.output import echo_json
+from remelt.cli.output import echo_json, refuse_existing, save
 from remelt.errors import OutputError
 
 
@@ -31,24 +31,22 @@ def command(
     A locked recipe refuses models of other content, finds renamed ones by their content, and makes the same result
     anywhere. Names and comments stay; the layout becomes the canonical one.
     """
-    from remelt.api.locking import lock_recipe
-    from remelt.api.recipes import is_recipe_file, load_document, write_text
+    from remelt.api.locking import lock_document
+    from remelt.api.recipes import is_recipe_file, load_document
 
     shared.load_plugins(plugins)
     if output is None and not is_recipe_file(recipe):
         raise OutputError(f"{recipe} is a checkpoint: its locked recipe needs a file", hint="-o recipe.mecha")
-    if output is None and (grammar := load_document(recipe)[0].grammar) != "version 1":
+    document, folder = load_document(recipe)
+    if output is None and document.grammar != "version 1":
         raise OutputError(
-            f"{recipe} is written in another grammar ({grammar}), which knows no locks",
+            f"{recipe} is written in another grammar ({document.grammar}), which knows no locks",
             hint="-o NEW.mecha writes it in version 1",
         )
     target = output or recipe
-    if target.is_dir():
-        raise OutputError(f"{target} is a folder", hint="give a file's name")
-    if target.exists() and target != recipe and not overwrite:
-        raise OutputError(f"{target} exists", hint="--overwrite replaces it")
-    locked = lock_recipe(recipe, models_dirs=models_dirs)
-    write_text(target, locked.text)
+    refuse_existing(target, overwrite=overwrite or target == recipe)
+    locked = lock_document(document, folder, models_dirs=models_dirs)
+    save(locked.text, target, overwrite=True)
     if as_json:
         echo_json({"path": str(target), "models": locked.models})
         return

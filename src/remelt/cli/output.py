@@ -44,13 +44,17 @@ def deliver(text: str, output: Path | None, *, overwrite: bool, as_json: bool) -
 
 def save(text: str, output: Path | None, *, overwrite: bool) -> None:
     """Write a text to a file, if one is named; `OutputError` where there is one already, or a folder."""
-    if output is None:
-        return
+    if output is not None:
+        refuse_existing(output, overwrite=overwrite)
+        write_text(output, text)
+
+
+def refuse_existing(output: Path, *, overwrite: bool) -> None:
+    """`OutputError` where there is a file already that may not be replaced, or a folder."""
     if output.is_dir():
         raise OutputError(f"{output} is a folder", hint="give a file's name")
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists", hint="--overwrite replaces it")
-    write_text(output, text)
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:

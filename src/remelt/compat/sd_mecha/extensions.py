@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from remelt.archs.arch import all_archs
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError
-from remelt.text.eras.reader import CONFIGS
+from remelt.text.eras.methods import CONFIGS
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,12 @@ def _made(name: str, method: OldMethod) -> Function:
     """A function of the field's arguments that makes a call of the method's name today."""
 
     def made(*args: RecipeNodeOrValue, **named: Any) -> Node:
-        fixed = len(method.operands) - method.variadic
         operands: list[Node] = []
         values: dict[str, Any] = {}
-        for place, given in enumerate(args):
-            if place < fixed or method.variadic:
-                operands.append(node(given))
-            elif place - fixed < len(method.values):
-                values[method.values[place - fixed]] = given
-            else:
-                raise RecipeError(f"{name} takes {fixed} models and {', '.join(method.values)}, but got more")
-        for argument, given in named.items():
+        positional = [(method.at(place), given) for place, given in enumerate(args)]
+        for argument, given in [*positional, *named.items()]:
+            if argument is None:
+                raise RecipeError(f"{name} takes {method.fixed} models and {', '.join(method.values)}, but got more")
             if argument in method.operands:
                 operands.append(node(given))
             elif argument in method.values:

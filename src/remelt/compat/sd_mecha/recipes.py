@@ -17,13 +17,13 @@ from remelt.recipe.blocks import KEYS, BlockWeights, Rule, literal_glob
 from remelt.recipe.blocks import blocks as named_blocks
 from remelt.recipe.node import Call, Model, Node, Value
 from remelt.recipe.walk import rewrite
-from remelt.text.eras.reader import ARCHS, CONFIGS
+from remelt.text.eras.methods import ADAPTERS, CONFIGS
+from remelt.text.eras.reader import ARCHS
 from remelt.text.eras.weights import block_names, block_weights, components_of
 
 PathLike = str | os.PathLike[str]
 RecipeNodeOrValue = Node | PathLike | Mapping[str, Any] | float | BlockWeights
 Hyper = float | dict[str, float] | BlockWeights | Node
-ADAPTERS = 'adapters are not merged yet: extract the difference to a checkpoint, and read that with space "delta"'
 _SPACES = {"base": "weight", "weight": "weight", "delta": "delta", "param": "param"}
 
 

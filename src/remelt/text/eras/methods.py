@@ -7,6 +7,27 @@ from dataclasses import dataclass, field
 
 from remelt.recipe.node import Literal
 
+CONFIGS = {"sd1-ldm": "sd1", "sdxl-sgm": "sdxl", "sd3-comfyui": "sd3", "flux-flux": "flux"}
+"""The model configs of version 0.1.0 that are archs with their usual key names."""
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """How version 0.1.0 tells weights by U-Net block: a dict of a config, made weights of keys by a conversion."""
+
+    config: str
+    conversion: str
+    depth: int
+    """Blocks on each side of the middle."""
+
+
+BLOCK_CONFIGS = {
+    "sd1": BlockConfig("sd1-supermerger_blocks", "convert_sd1_blocks_to_ldm", 12),
+    "sdxl": BlockConfig("sdxl-supermerger_blocks", "convert_sdxl_blocks_to_sgm", 9),
+}
+ADAPTERS = 'adapters are not merged yet: extract the difference to a checkpoint, and read that with space="delta"'
+"""What to do instead."""
+
 
 @dataclass(frozen=True)
 class OldMethod:
@@ -26,6 +47,21 @@ class OldMethod:
     assumed: Mapping[str, Literal] = field(default_factory=dict)
     changed: Mapping[str, Callable[[Literal], Literal]] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
+
+    @property
+    def fixed(self) -> int:
+        """How many operands a call has at least."""
+        return len(self.operands) - self.variadic
+
+    def at(self, place: int) -> str | None:
+        """The argument at a place, operands before other arguments; None beyond the last.
+
+        >>> VERSION_0_1["weighted_sum"].at(1), VERSION_0_1["weighted_sum"].at(2), VERSION_0_1["weighted_sum"].at(3)
+        ('b', 'alpha', None)
+        """
+        if place < self.fixed or self.variadic:
+            return self.operands[min(place, len(self.operands) - 1)]
+        return self.values[place - self.fixed] if place - self.fixed < len(self.values) else None
 
 
 def _old(

@@ -12,22 +12,26 @@ from remelt.recipe.blocks import KEYS, BlockWeights, Rule, blocks, literal_glob
 from remelt.recipe.node import Call, Model, Node, Parameter, Value, model, parameter
 from remelt.text.document import Document, Step
 from remelt.text.eras.instructions import Instruction, Word, instructions
-from remelt.text.eras.methods import HEADERLESS, INSTEAD, OLDEST, TURNED, VERSION_0_1, OldMethod
+from remelt.text.eras.methods import (
+    ADAPTERS,
+    BLOCK_CONFIGS,
+    CONFIGS,
+    HEADERLESS,
+    INSTEAD,
+    OLDEST,
+    TURNED,
+    VERSION_0_1,
+    OldMethod,
+)
 from remelt.text.eras.weights import WeightNameError, first_weights
 from remelt.text.eras.words import Era, Named, Result, Words
 from remelt.text.source import SourceText
 from remelt.text.statements import comments_between
 
-CONFIGS = {"sd1-ldm": "sd1", "sdxl-sgm": "sdxl", "sd3-comfyui": "sd3", "flux-flux": "flux"}
-"""The model configs of version 0.1.0 that are archs with their usual key names."""
 ARCHS = {"sd1": "sd1", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
 _SPACES = {"BASE": "weight", "MODEL": "weight", "DELTA": "delta", "LORA": "delta"}
-_BLOCKS = {
-    "sd1-supermerger_blocks": "convert_sd1_blocks_to_ldm",
-    "sdxl-supermerger_blocks": "convert_sdxl_blocks_to_sgm",
-}
+_BLOCKS = {one.config: one.conversion for one in BLOCK_CONFIGS.values()}
 _PLAIN = ("convert_singleton", *_BLOCKS.values())
-_ADAPTERS = 'adapters are not merged yet: extract the difference to a checkpoint, and read that with space="delta"'
 
 
 VERSION = Era("version 0.1.0", True, "merge", True, VERSION_0_1, ("dict", "literal", "model", "merge"))
@@ -140,7 +144,7 @@ class _Reader(Words):
             self.only(instruction, 3, ("model_config", "config", "merge_space"))
             config = self.text(instruction, 1, ("model_config", "config"), "a model config")
             if config is not None and config.endswith("_lora"):
-                raise self.refuse(instruction.words[0], f"this model is an adapter ({config})", _ADAPTERS)
+                raise self.refuse(instruction.words[0], f"this model is an adapter ({config})", ADAPTERS)
             space = self.text(instruction, 2, ("merge_space",), "a merge space") or "weight"
             arch = CONFIGS.get(config) if config is not None else None
             return self.reference_to(instruction, space, arch)
@@ -148,11 +152,11 @@ class _Reader(Words):
         old_arch = self.text(instruction, 1, ("model_arch",), "an arch")
         kind = self.text(instruction, 2, ("model_type",), "a model type")
         if kind not in (None, "base"):
-            raise self.refuse(instruction.words[-1], f"this model is of type {kind!r}", _ADAPTERS)
+            raise self.refuse(instruction.words[-1], f"this model is of type {kind!r}", ADAPTERS)
         return self.reference_to(instruction, "weight", self.arch(instruction, 1, old_arch))
 
     def lora(self, instruction: Instruction) -> NoReturn:
-        raise self.refuse(instruction.command, "this model is an adapter", _ADAPTERS)
+        raise self.refuse(instruction.command, "this model is an adapter", ADAPTERS)
 
     def arch(self, instruction: Instruction, place: int, name: str | None) -> str | None:
         """Today's name of an arch."""
@@ -248,14 +252,14 @@ class _Reader(Words):
         """The operands in order, and the values by the names of that time."""
         operands: list[tuple[Word, Result]] = []
         values: dict[str, tuple[Word, Result]] = {}
-        fixed = len(method.operands) - method.variadic
+        takes_three = method.name == "add_difference" and self.era is not VERSION
         for place, word in enumerate(words):
             found = word, self.value(word)
-            takes_three = method.name == "add_difference" and self.era is not VERSION
-            if place < fixed + takes_three or method.variadic:
+            at = method.at(place)
+            if at in method.operands or (takes_three and place == method.fixed):
                 operands.append(found)
-            elif place - fixed < len(method.values) and self.era is VERSION:
-                values[method.values[place - fixed]] = found
+            elif at is not None and self.era is VERSION:
+                values[at] = found
             else:
                 raise self.refuse(word, f"{method.name} takes {len(method.operands)} models, but got more")
         named: dict[str, tuple[Word, Result]] = {}
@@ -263,7 +267,7 @@ class _Reader(Words):
             name = str(word.name)
             if name in named or name in values:
                 raise self.refuse(word, f"{name!r} is given twice")
-            if name in method.operands[len(operands) :][: fixed - len(operands)]:
+            if name in method.operands[len(operands) : method.fixed]:
                 named[name] = word, self.value(word)
             elif name in method.values:
                 values[name] = word, self.value(word)
@@ -281,10 +285,10 @@ class _Reader(Words):
         values: Mapping[str, tuple[Word, Result]],
     ) -> Node:
         args = tuple(self.operand(method, word, found) for word, found in operands)
-        fixed = len(method.operands) - method.variadic
-        if len(args) < fixed:
-            missing = ", ".join(method.operands[len(args) : fixed])
-            raise self.refuse(instruction.words[0], f"{method.name} needs {fixed} models, but {missing} is missing")
+        if len(args) < method.fixed:
+            missing = ", ".join(method.operands[len(args) : method.fixed])
+            message = f"{method.name} needs {method.fixed} models, but {missing} is missing"
+            raise self.refuse(instruction.words[0], message)
         kwargs: list[tuple[str, Node]] = []
         spans = []
         given = {name: self.number(word, found) for name, (word, found) in values.items()}

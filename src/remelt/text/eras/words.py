@@ -57,9 +57,11 @@ class Words:
     line: int = 1
 
     def refuse(self, word: Word, message: str, hint: str | None = None) -> RecipeSyntaxError:
+        """An error at a word of this line, to be raised."""
         return refuse_word(self.source, self.line, word, message, hint)
 
     def span_of(self, instruction: Instruction) -> Span:
+        """Where an instruction stands, from its command to its last word."""
         words = (instruction.command, *instruction.words, *instruction.named)
         end = max(word.column + word.width for word in words)
         return self.source.span(self.line, instruction.command.column, end - instruction.command.column)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from remelt.core.dtype import DType
 from remelt.errors import RecipeError
 from remelt.recipe.blocks import BLOCKS, PRESET, BlockWeights, Search, plain_weights
 from remelt.recipe.node import Call, Model, Node, Parameter, Value
 from remelt.recipe.walk import topological
-from remelt.text.eras.methods import VERSION_0_1, OldMethod
-from remelt.text.eras.reader import CONFIGS
+from remelt.text.eras.methods import BLOCK_CONFIGS, CONFIGS, VERSION_0_1, OldMethod
 from remelt.text.source import NOT_TEXT
 
 _CONFIG_OF = {arch: config for config, arch in CONFIGS.items()}
-_BLOCKS = {
-    "sd1": ("sd1-supermerger_blocks", "convert_sd1_blocks_to_ldm", 12),
-    "sdxl": ("sdxl-supermerger_blocks", "convert_sdxl_blocks_to_sgm", 9),
-}
 _TYPES = {
     DType.F64: "float64",
     DType.F32: "float32",
@@ -137,11 +133,12 @@ class _Writer:
 
     def weights(self, node: Value, weights: BlockWeights) -> str:
         """Block weights as a literal by the names of U-Net blocks, completed by the plain number."""
-        if len(self.archs) != 1 or (arch := next(iter(self.archs))) not in _BLOCKS:
+        if len(self.archs) != 1 or (arch := next(iter(self.archs))) not in BLOCK_CONFIGS:
             raise self.refuse(
                 node, "block weights", 'it knows the blocks of one arch: state it, as in model("a", arch="sd1")'
             )
-        config, conversion, depth = _BLOCKS[arch]
+        told = BLOCK_CONFIGS[arch]
+        depth = told.depth
         known = [
             *("BASE", *(f"IN{i:02d}" for i in range(depth)), "M00", *(f"OUT{i:02d}" for i in range(depth))),
             *(["VAE"] if arch == "sdxl" else []),
@@ -165,8 +162,8 @@ class _Writer:
                 why = "nothing stands for the other blocks there: complete them, as in ... | 0.5"
                 raise self.refuse(node, "weights of some blocks", why)
         literal = self.add("dict " + " ".join(f"{name}={weight!r}" for name, weight in named.items()))
-        literal = self.add(f"literal {literal} model_config={_quoted(config)} merge_space=null")
-        converted = self.add(f"merge {_quoted(conversion)} {literal}")
+        literal = self.add(f"literal {literal} model_config={_quoted(told.config)} merge_space=null")
+        converted = self.add(f"merge {_quoted(told.conversion)} {literal}")
         return converted if default is None else self.add(f'merge "fallback" {converted} {default!r}')
 
     def block(self, node: Value, name: str, known: Sequence[str]) -> str:
@@ -207,18 +204,19 @@ class _Writer:
 
     def arguments(self, node: Call, method: OldMethod) -> tuple[list[tuple[str, Node]], list[tuple[str, Node]]]:
         """Operands and values by the names of version 0.1.0, in its order."""
-        fixed = len(method.operands) - method.variadic
         operands: list[tuple[str, Node]] = []
         values: dict[str, Node] = {}
+        today = replace(method, values=tuple(name for name in method.values if name not in method.dropped))
         for place, child in enumerate(node.args):
-            if place < fixed or method.variadic:
-                operands.append((method.operands[min(place, len(method.operands) - 1)], child))
-            elif place - fixed < len(method.values):
-                values[[name for name in method.values if name not in method.dropped][place - fixed]] = child
+            at = today.at(place)
+            if at is None:
+                raise self.refuse(node, f"{len(node.args)} arguments", f"its {node.method} takes {method.fixed}")
+            if at in method.operands:
+                operands.append((at, child))
             else:
-                raise self.refuse(node, f"{len(node.args)} arguments", f"its {node.method} takes {fixed}")
-        for today, child in node.kwargs:
-            name = "default" if (node.method, today) == ("fallback", "b") else today
+                values[at] = child
+        for given, child in node.kwargs:
+            name = "default" if (node.method, given) == ("fallback", "b") else given
             if name in method.operands:
                 operands.append((name, child))
             elif name in method.values:
