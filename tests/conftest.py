@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
+
+from remelt.archs.shapes import sd1_shapes
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -59,6 +61,19 @@ def write_model() -> Callable[..., Path]:
         owned = {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
         save_file(owned, path, metadata=dict(metadata) if metadata is not None else {"format": "pt"})
         return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_sd1_models(write_model: Callable[..., Path]) -> Callable[..., None]:
+    """``write_sd1_models(folder, names)`` writes small models of Stable Diffusion's keys, all different."""
+
+    def write(folder: Path, names: Sequence[str]) -> None:
+        for seed, name in enumerate(names):
+            drawn = torch.Generator().manual_seed(seed)
+            shapes = sd1_shapes(32).items()
+            write_model(folder / name, {key: (0.1 * torch.randn(i.shape, generator=drawn)).half() for key, i in shapes})
 
     return write
 

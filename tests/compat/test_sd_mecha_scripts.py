@@ -14,7 +14,6 @@ from torch import Tensor
 
 import remelt as rm
 import remelt.compat.sd_mecha as sd_mecha
-from remelt.archs.shapes import sd1_shapes
 from remelt.cli.main import run
 from remelt.errors import OptionError, RecipeError
 from remelt.recipe.blocks import BlockWeights
@@ -26,12 +25,9 @@ EXACT = {"rtol": 2e-3, "atol": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory, write_sd1_models: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("scripts")
-    for seed, name in enumerate(NAMES):
-        drawn = torch.Generator().manual_seed(seed)
-        tensors = {key: (0.1 * torch.randn(info.shape, generator=drawn)).half() for key, info in sd1_shapes(32).items()}
-        write_model(folder / "models" / name, tensors)
+    write_sd1_models(folder / "models", NAMES)
     return folder
 
 

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
-from remelt.archs.shapes import sd1_shapes
 from remelt.cli.main import run
 from remelt.text.reader import read_recipe
 
@@ -45,12 +43,9 @@ def examples(page: Path) -> Iterator[Example]:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory, write_sd1_models: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(MODELS):
-        drawn = torch.Generator().manual_seed(seed)
-        tensors = {key: (0.1 * torch.randn(info.shape, generator=drawn)).half() for key, info in sd1_shapes(32).items()}
-        write_model(folder / name, tensors)
+    write_sd1_models(folder, MODELS)
     return folder
 
 
