@@ -88,7 +88,12 @@ def _method(described: Mapping[str, Any], as_json: bool) -> None:
     spaces = ", ".join(f"{argument}: {kind}" for argument, kind in described["arguments"].items())
     click.echo(f"spaces  {spaces} -> {described['returns']}")
     passes = described["reductions"]
-    streamed = {"element": "streams tile by tile", "tensor": "needs whole tensors", "model": "needs several keys"}
+    streamed = {
+        "element": "streams tile by tile",
+        "row": "streams row by row",
+        "tensor": "needs whole tensors",
+        "model": "needs several keys",
+    }
     rounds = f", after {passes} pass{'es' if passes != 1 else ''} of sums" if passes else ""
     click.echo(f"cut     {described['cut']}: {streamed[described['cut']]}{rounds}")
     click.echo("")

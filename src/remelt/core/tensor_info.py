@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from remelt.core.dtype import DType
@@ -37,3 +37,12 @@ class TensorInfo:
 def total_bytes(infos: Iterable[TensorInfo]) -> int:
     """The sum of their sizes, in bytes."""
     return sum(info.nbytes for info in infos)
+
+
+def width_of_rows(shape: Sequence[int]) -> int:
+    """Elements of a row: those of all dimensions but the first, or of a whole tensor of fewer than two.
+
+    >>> width_of_rows((320, 4, 3, 3)), width_of_rows((77,)), width_of_rows(())
+    (36, 77, 1)
+    """
+    return max(math.prod(shape[1:] if len(shape) > 1 else shape), 1)

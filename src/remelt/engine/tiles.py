@@ -13,7 +13,7 @@ from remelt.check.program import Apply, Argument, Bundle, Constant, Item, Listed
 from remelt.core.checksum import checksum
 from remelt.core.dtype import DType
 from remelt.core.random import Random
-from remelt.core.tensor_info import TensorInfo
+from remelt.core.tensor_info import TensorInfo, width_of_rows
 from remelt.engine.copying import copy_bytes
 from remelt.engine.finite import is_finite, overflows
 from remelt.engine.known import Fold, Known, Partials
@@ -26,7 +26,7 @@ from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
-from remelt.recipe.signature import reduce_tile
+from remelt.recipe.signature import call_by_rows, reduce_tile
 
 
 class Stopped(Exception):
@@ -125,7 +125,9 @@ class TaskRun(Reader):
 
     def step(self, sweep: Sweep, start: int, end: int, size: int) -> None:
         """Elements of a sweep method by method, as what could not be traced needs."""
+        grain = self.planned.grain(sweep)
         tile = max(self.planned.cost.tile, CHUNK) if sweep.reductions else self.planned.cost.tile
+        tile = max(tile // grain, 1) * grain
         for begin in range(start, max(end, start + 1), tile):
             self.pause()
             finish = min(begin + tile, end)
@@ -231,11 +233,13 @@ class TaskRun(Reader):
         args, kwargs = self.arguments(instruction, values)
         if method.given:
             self.give(instruction, register, kwargs, begin, end - begin)
-        result = self.guard(instruction, args, kwargs)
+        shape = self.program.shapes[register]
+        result = self.guard(instruction, args, kwargs, self.task.shape if shape is None else shape)
         if not isinstance(result, torch.Tensor) or result.numel() != end - begin:
             got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            cut = method.declaration.cut
             raise MethodError(
-                f"{method.name} is declared to work by element, but made {got} of {end - begin} of {self.task.key}",
+                f"{method.name} is declared to work by {cut}, but made {got} of {end - begin} of {self.task.key}",
                 hint='declare it with cut="tensor"',
             )
         if result.dtype is self.place.compute and instruction.cast is None and result.dim() == 1:
@@ -287,9 +291,13 @@ class TaskRun(Reader):
         """The key that a method is applied to."""
         return instruction.key or self.task.key
 
-    def guard(self, instruction: Apply, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The method's result, or what it raised, named by method and key."""
+    def guard(
+        self, instruction: Apply, args: Sequence[Any], kwargs: Mapping[str, Any], shape: Sequence[int] = ()
+    ) -> Any:
+        """The method's result, or what it raised, named by method and key; ``shape`` is that of the whole tensor."""
         try:
+            if instruction.method.declaration.cut == "row":
+                return call_by_rows(instruction.method, args, kwargs, width_of_rows(shape) if shape else 0)
             return instruction.method.function(*args, **kwargs)
         except RemeltError:
             raise

@@ -64,7 +64,7 @@ class SharedTask:
         return [Unit(self.planned, start, stop, self) for start, stop in self._stretches()]
 
     def _stretches(self) -> list[tuple[int, int]]:
-        return stretches(self.sweep, elements(self.planned))
+        return stretches(self.sweep, elements(self.planned), self.planned.grain(self.sweep))
 
     def add(
         self,
@@ -103,18 +103,19 @@ def elements(planned: PlannedTask) -> int:
     return math.prod(planned.task.outputs[0][2].shape)
 
 
-def folds(size: int) -> list[tuple[int, int]]:
+def folds(size: int, grain: int = 1) -> list[tuple[int, int]]:
     """The slices of that many elements whose sums are added up apart: one at least, and the same for all threads."""
-    return [(start, min(start + FOLD, size)) for start in range(0, max(size, 1), FOLD)]
+    step = max(FOLD // grain, 1) * grain
+    return [(start, min(start + step, size)) for start in range(0, max(size, 1), step)]
 
 
 _PIECES = 32
 """The most places that a sample is taken from."""
 
 
-def stretches(sweep: Sweep, size: int) -> list[tuple[int, int]]:
+def stretches(sweep: Sweep, size: int, grain: int = 1) -> list[tuple[int, int]]:
     """The slices whose sums are added up apart; a sample is one."""
-    return [(0, size)] if sweep.sampled else folds(size)
+    return [(0, size)] if sweep.sampled else folds(size, grain)
 
 
 def pieces(begin: int, end: int) -> list[tuple[int, int]]:
@@ -134,10 +135,14 @@ def units_of(tasks: Sequence[PlannedTask], *, whole: bool) -> Iterator[Unit]:
         if whole or not planned.divisible:
             yield Unit(planned)
         elif planned.passes.simple:
-            if size <= SLICE:
+            (only,) = planned.passes.passes
+            assert isinstance(only, Sweep)
+            grain = planned.grain(only)
+            step = max(SLICE // grain, 1) * grain
+            if size <= step:
                 yield Unit(planned)
             else:
-                yield from (Unit(planned, start, min(start + SLICE, size)) for start in range(0, size, SLICE))
+                yield from (Unit(planned, start, min(start + step, size)) for start in range(0, size, step))
         elif size <= FOLD:
             yield Unit(planned)
         else:

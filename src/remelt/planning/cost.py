@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from remelt.check.keys import Task
 from remelt.check.program import Apply, Program
+from remelt.core.tensor_info import width_of_rows
 from remelt.planning.passes import Schedule, Sweep, WholeCall
 
 TILE = 2**17
@@ -58,6 +59,7 @@ class CostModel:
         self.tile = tile
         self.longest = max(tile, CHUNK) if any(one.reductions for one in sweeps) else tile
         self.shapes = list(dict.fromkeys(one.shape for one in sweeps))
+        self.rows = list(dict.fromkeys(one.shape for one in sweeps if one.rows))
         self.sums = _COPIES * sum(
             instruction.method.declaration.held * len(instruction.operands)
             for instruction in program.instructions
@@ -73,11 +75,17 @@ class CostModel:
         """The cost of one task."""
         numel = math.prod(task.shape)
         largest = max([numel if shape is None else math.prod(shape) for shape in self.shapes], default=0)
-        tiles = min(self.longest, max(largest, 1)) * self.live * self.itemsize
+        longest = max([self.longest, *(grain(task.shape if shape is None else shape) for shape in self.rows)])
+        tiles = min(longest, max(largest, 1)) * self.live * self.itemsize
         memory = tiles + self.sums + self.travels * min(DEVICE_TILE, max(largest, 1))
         if self.holds:
             memory += _whole_peak(task, self.passes, self.itemsize)
         return Cost(memory, self.tile, numel * self.steps, tiles)
+
+
+def grain(shape: tuple[int, ...]) -> int:
+    """Elements at multiples of which rows and 8 bytes of any type begin together."""
+    return math.lcm(width_of_rows(shape), 8)
 
 
 def task_cost(task: Task, passes: Schedule, itemsize: int) -> Cost:

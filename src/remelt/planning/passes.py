@@ -21,7 +21,7 @@ class Sweep:
     positions among the program's outputs to write. ``frees`` lists, for each instruction of ``order``, the registers
     that are no longer needed after it. ``live`` is the most registers held at a time; ``drops`` are gathered registers
     that no later pass needs. ``sampled`` where it needs to look at some elements only, ``due`` where it is
-    counted on that it takes a pass over all.
+    counted on that it takes a pass over all. ``rows`` where its tiles are whole rows.
     """
 
     order: tuple[int, ...]
@@ -34,6 +34,7 @@ class Sweep:
     drops: tuple[int, ...] = ()
     sampled: bool = False
     due: bool = True
+    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,32 @@ class _Scheduler:
         self.program = program
         self.small = small
         self.levels = [0] * len(program.instructions)
+        self.summed = self._summed()
         self.whole: set[int] = set()
         for register, instruction in enumerate(program.instructions):
             base = max((self.levels[operand] for operand in program.operands(register)), default=0)
             if isinstance(instruction, Item):
                 self.whole.add(register)
-            elif isinstance(instruction, Apply) and instruction.method.declaration.cut != "element":
+            elif isinstance(instruction, Apply) and not self._streams(register, instruction):
                 self.whole.add(register)
                 base += 1
             elif isinstance(instruction, Apply):
                 base += len(instruction.reductions)
             self.levels[register] = base
+
+    def _summed(self) -> set[int]:
+        """The registers that reductions are computed from."""
+        found: set[int] = set()
+        for register in range(len(self.program.instructions) - 1, -1, -1):
+            instruction = self.program.instructions[register]
+            if register in found or (isinstance(instruction, Apply) and instruction.reductions):
+                found.update(self.program.operands(register))
+        return found
+
+    def _streams(self, register: int, instruction: Apply) -> bool:
+        """Whether a method's tiles are computed where they are needed: sums are of chunks, which end within rows."""
+        cut = instruction.method.declaration.cut
+        return cut == "element" or (cut == "row" and register not in self.summed)
 
     def run(self) -> Schedule:
         calls: dict[int, list[int]] = {}
@@ -173,7 +189,13 @@ class _Scheduler:
             shape,
             sampled=only and all(one.sampled for one in rounds),
             due=not only or any(self._is_due(one) for one in rounds),
+            rows=any(self._is_by_row(register) for register in order),
         )
+
+    def _is_by_row(self, register: int) -> bool:
+        instruction = self.program.instructions[register]
+        by_row = isinstance(instruction, Apply) and instruction.method.declaration.cut == "row"
+        return by_row and register not in self.whole
 
     def _round(self, register: int, number: int) -> Reduction:
         instruction = self.program.instructions[register]

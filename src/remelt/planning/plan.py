@@ -13,8 +13,8 @@ from remelt.core.tensor_info import TensorInfo, total_bytes
 from remelt.core.units import format_bytes
 from remelt.errors import BudgetError
 from remelt.formats.layout import OutputLayout
-from remelt.planning.cost import SAMPLE, SLICE, SMALL, Cost, CostModel
-from remelt.planning.passes import Schedule, reads, samples, schedule
+from remelt.planning.cost import SAMPLE, SLICE, SMALL, Cost, CostModel, grain
+from remelt.planning.passes import Schedule, Sweep, reads, samples, schedule
 
 _READ_RATE = 3.0e9
 _WRITE_RATE = 1.2e9
@@ -31,6 +31,10 @@ class PlannedTask:
     cost: Cost
     read: int
     divisible: bool
+
+    def grain(self, sweep: Sweep) -> int:
+        """At multiples of how many elements the tiles of a pass begin."""
+        return grain(self.task.shape if sweep.shape is None else sweep.shape) if sweep.rows else 1
 
 
 @dataclass(frozen=True)

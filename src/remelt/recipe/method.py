@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     AnyTensor = Any
 
-Cut = Literal["element", "tensor", "model"]
+Cut = Literal["element", "row", "tensor", "model"]
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,9 @@ class Reduction:
 class Declaration:
     """What the planner must know of a method.
 
-    - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``tensor`` (needs
-      whole tensors), ``model`` (needs several keys).
+    - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``row`` (the
+      function gets matrices, of the first dimension against all others, and any rows of them give the same rows of the
+      result; a tensor of one dimension is one row), ``tensor`` (needs whole tensors), ``model`` (needs several keys).
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
       A `Reduction` says more of a round. How many elements the tensor has is among the sums, as ``elements``.
@@ -341,8 +342,10 @@ def _kind(annotation: Any, method: str, parameter: str) -> str:
 def _validate(method: Method[..., Any]) -> None:
     declaration, names = method.declaration, {parameter.name for parameter in method.parameters}
     refuse = f"method {method.name}: "
-    if declaration.cut not in ("element", "tensor", "model"):
-        raise RecipeError(f"{refuse}cut is element, tensor or model, but got {declaration.cut!r}")
+    if declaration.cut not in ("element", "row", "tensor", "model"):
+        raise RecipeError(f"{refuse}cut is element, row, tensor or model, but got {declaration.cut!r}")
+    if declaration.cut == "row" and declaration.shape is not None:
+        raise RecipeError(f"{refuse}a method of cut 'row' keeps the shape of its operands")
     if not method.tensor_parameters:
         raise RecipeError(f"{refuse}at least one argument must be a tensor")
     if (declaration.cut == "model") != (declaration.keys is not None):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remelt.core.nearest import nearest_hint
+from remelt.core.tensor_info import width_of_rows
 from remelt.errors import RecipeError, Span
 from remelt.recipe.blocks import BlockWeights, Search
 from remelt.recipe.method import ELEMENTS, Method, MethodParameter, Reduction
@@ -216,7 +217,20 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
             sums.update(reduce_tile(method, reduction, args, given, earlier))
             sums[ELEMENTS] = args[0].numel()
         given["sums"] = conclude(method, sums, given)
-    return method.function(*args, **given)
+    return call_by_rows(method, args, given) if method.declaration.cut == "row" else method.function(*args, **given)
+
+
+def call_by_rows(method: Method[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], width: int = 0) -> Any:
+    """A method of cut ``row`` on tensors, or on tiles whose rows have that width; the result has their shape."""
+    shape = args[0].shape
+    width = width or width_of_rows(shape)
+    rows = [_as_rows(value, width) for value in args]
+    result = method.function(*rows, **{name: _as_rows(value, width) for name, value in kwargs.items()})
+    return result.reshape(shape) if hasattr(result, "reshape") and result.numel() == args[0].numel() else result
+
+
+def _as_rows(value: Any, width: int) -> Any:
+    return value.reshape(-1, width) if hasattr(value, "reshape") else value
 
 
 def reduce_tile(

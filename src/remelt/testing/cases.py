@@ -19,7 +19,7 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.recipe.method import ELEMENTS, Mass, Method, MethodParameter
-from remelt.recipe.signature import conclude, each_of, reduce_tile, sums_so_far
+from remelt.recipe.signature import call_by_rows, conclude, each_of, reduce_tile, sums_so_far
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -142,7 +142,8 @@ class Case:
         if "random" in self.method.given:
             size = tensors[0].numel() if isinstance(tensors[0], Tensor) else 0
             kwargs["random"] = Random(int(kwargs.get("seed", 0)), self.method.name, key, offset, size)
-        return self.method.function(*args, **kwargs)
+        by_row = self.method.declaration.cut == "row"
+        return call_by_rows(self.method, args, kwargs) if by_row else self.method.function(*args, **kwargs)
 
     def sums(
         self, tensors: Sequence[Tensor], settings: Mapping[str, Any] | None = None, *, chunk: int

@@ -5,8 +5,7 @@ from __future__ import annotations
 import doctest
 import pickle
 import random
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,17 +28,18 @@ from remelt.testing.laws import (
     require_sums,
     require_unchanged,
 )
-from remelt.testing.live import peak_of
 from remelt.testing.merging import RUNS, expected_of, group_result, merge_in_engine, models_of
 from remelt.testing.trials import (
     CUTS,
     DTYPES,
     LENGTH,
     elsewhere,
+    every_group,
     groups_of,
     one_thread,
     slices,
     structured,
+    temporary_bytes,
     trials,
     trials_of_groups,
     wild,
@@ -127,7 +127,7 @@ class MethodConformance:
             require_unchanged(one, tensors, before)
         for one, _, models in trials_of_groups(case):
             before_all = [{key: tensor.clone() for key, tensor in held.items()} for held in models]
-            _all_groups(one, models)
+            every_group(one, models)
             for held, kept in zip(models, before_all, strict=True):
                 require(list(held) == list(kept), "a method changes no input", f"{one.method.name} changed a mapping")
                 require_unchanged(one, list(held.values()), list(kept.values()))
@@ -181,6 +181,21 @@ class MethodConformance:
                 require_same(
                     one, one_result(one, folded, sums=sums).reshape(-1), whole, law, "tensors of another shape"
                 )
+
+    def test_any_rows_of_the_tensors_give_the_same_rows(self, case: Case) -> None:
+        if case.method.declaration.cut != "row":
+            return
+        law = "by row, some rows of the operands give those rows of the result"
+        for one in with_masks(case):
+            for dtype in DTYPES:
+                tensors = one.operands((23, 37), dtype)
+                whole = one_result(one, tensors)
+                for lengths in ((1,), (8,), (3, 11), (22, 1)):
+                    pieces = []
+                    for begin, end in slices(23, lengths):
+                        pieces.append(one_result(one, [tensor[begin:end] for tensor in tensors], offset=begin * 37))
+                        require_form(one, pieces[-1], (end - begin, 37), dtype)
+                    require_same(one, torch.cat(pieces), whole, law, f"cut into {lengths} rows, {dtype}")
 
     def test_reductions_add_up(self, case: Case) -> None:
         method = case.method
@@ -343,7 +358,7 @@ class MethodConformance:
 
     def test_its_temporary_memory_is_as_declared(self, case: Case) -> None:
         name, declared = case.method.name, case.method.declaration.workspace
-        for used, operand in _temporary_bytes(case):
+        for used, operand in temporary_bytes(case):
             require(
                 used <= declared * operand + _SMALL,
                 "temporary memory stays within the declared `workspace`",
@@ -391,22 +406,3 @@ class MethodConformance:
                         )
                         due = first.setdefault(key, found[key])
                     require_same(one, found[key], due, "the engine gives the method's own bits", f"{key}, {how}")
-
-
-def _all_groups(case: Case, models: list[dict[str, Tensor]]) -> None:
-    for group in groups_of(case, case.layout()):
-        with raising_nothing(case, "a group reads its inputs alone", f"the group of {group.outputs[0]}"):
-            group_result(case, models, group.inputs, group.outputs[0])
-
-
-def _temporary_bytes(case: Case) -> Iterator[tuple[int, int]]:
-    """Bytes held beside operands and result, and those of the largest operand."""
-    if case.method.declaration.cut == "model":
-        models = models_of(case, torch.float32)
-        for group in groups_of(case, case.layout()):
-            run = partial(group_result, case, models, group.inputs, group.outputs[0])
-            yield peak_of(run), max(held[key].nbytes for held in models for key in group.inputs)
-        return
-    for one in with_masks(case):
-        tensors = one.operands((96, 512))
-        yield peak_of(partial(one.apply, tensors, sums=one.sums(tensors, chunk=2**16))), tensors[0].nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor
 from remelt.core.tensor_info import TensorInfo
 from remelt.recipe.method import Group
 from remelt.testing.cases import Case
-from remelt.testing.laws import require
-from remelt.testing.merging import models_of
+from remelt.testing.laws import raising_nothing, require
+from remelt.testing.live import peak_of
+from remelt.testing.merging import group_result, models_of
 
 DTYPES = (torch.float32, torch.float64)
 TRIED = ((), (0,), (0, 4), (1,), (7,), (131,), (3, 5), (2, 3, 3, 3))
@@ -119,3 +121,22 @@ def elsewhere() -> Iterator[None]:
         torch.set_rng_state(state)
         np.random.set_state(kept)  # noqa: NPY002
         random.setstate(drawn)
+
+
+def every_group(case: Case, models: list[dict[str, Tensor]]) -> None:
+    for group in groups_of(case, case.layout()):
+        with raising_nothing(case, "a group reads its inputs alone", f"the group of {group.outputs[0]}"):
+            group_result(case, models, group.inputs, group.outputs[0])
+
+
+def temporary_bytes(case: Case) -> Iterator[tuple[int, int]]:
+    """Bytes held beside operands and result, and those of the largest operand."""
+    if case.method.declaration.cut == "model":
+        models = models_of(case, torch.float32)
+        for group in groups_of(case, case.layout()):
+            run = partial(group_result, case, models, group.inputs, group.outputs[0])
+            yield peak_of(run), max(held[key].nbytes for held in models for key in group.inputs)
+        return
+    for one in with_masks(case):
+        tensors = one.operands((96, 512))
+        yield peak_of(partial(one.apply, tensors, sums=one.sums(tensors, chunk=2**16))), tensors[0].nbytes

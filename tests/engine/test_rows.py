@@ -1,0 +1,147 @@
+"""Methods by row: streamed in tiles of whole rows, whatever the shape, the threads, or what stands around them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import remelt as rm
+from remelt.core.random import Random
+from remelt.errors import MethodError, RecipeError
+from remelt.methods import METHODS
+from remelt.planning import cost
+from remelt.recipe.method import Integer, Mask, Same, merge_method
+from remelt.testing import MethodConformance
+
+
+@merge_method(cut="row")
+def centred(a: Same, *, alpha: Mask = 1.0) -> Same:
+    """Rows less their means.
+
+    Formula: a - alpha * mean of its row
+
+    Spaces: any. Source: this test.
+
+    >>> centred.on(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
+    tensor([[-1.,  1.],
+            [ 0.,  0.]])
+    """
+    return a - alpha * a.mean(1, keepdim=True)
+
+
+@merge_method(cut="row")
+def drawn(a: Same, *, seed: Integer = 0, random: Random) -> Same:
+    """Rows with random numbers added.
+
+    Formula: a + u
+
+    Spaces: any. Source: this test.
+
+    >>> drawn.on(torch.zeros(1, 2), random=Random(0, "drawn", "x", 0, 2)).shape
+    torch.Size([1, 2])
+    """
+    return a + torch.from_numpy(random.uniform()).to(a.dtype).reshape(a.shape)
+
+
+@merge_method(cut="row")
+def lossy(a: Same) -> Same:
+    return a[:1]
+
+
+METHODS.add_module(sys.modules[__name__])
+
+
+class TestConformance(MethodConformance):
+    @pytest.fixture(params=[centred, drawn], ids=lambda method: method.name)
+    def method(self, request: pytest.FixtureRequest) -> Any:
+        return request.param
+
+
+def by_rows(tensor: Tensor) -> Tensor:
+    width = cost.width_of_rows(tensor.shape)
+    rows = tensor.reshape(-1, width)
+    return (rows - rows.mean(1, keepdim=True)).reshape(tensor.shape)
+
+
+SHAPES = ((), (0,), (0, 4), (4, 0), (5,), (70_001,), (3, 5), (1000, 7), (33, 3, 3, 3), (3, 300_000), (1, 2**18 + 3))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_every_shape_is_cut_into_its_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = rm.merge(METHODS["centred"](rm.model({"w": tensor})), threads=2)["w"]
+    torch.testing.assert_close(found, by_rows(tensor.float()).to(dtype))
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 200), width=st.integers(1, 300), tile=st.sampled_from([2**12, 2**14]), threads=st.integers(1, 4)
+)
+def test_no_tile_or_thread_changes_a_bit(rows: int, width: int, tile: int, threads: int) -> None:
+    tensor = torch.randn(rows, width, generator=torch.Generator().manual_seed(rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "TILE", tile)
+        patch.setattr("remelt.engine.units.SLICE", tile)
+        found = rm.merge(METHODS["centred"](rm.model({"w": tensor})), threads=threads)["w"]
+    whole = rm.merge(METHODS["centred"](rm.model({"w": tensor})), threads=1)["w"]
+    assert torch.equal(found, whole)
+    torch.testing.assert_close(found, by_rows(tensor))
+
+
+def test_slices_for_threads_end_with_rows(tmp_path: Path, write_model: Callable[..., Path]) -> None:
+    tensor = torch.randn(6007, 2011, generator=torch.Generator().manual_seed(0)).half()
+    path = write_model(tmp_path / "a", {"w": tensor})
+    out = rm.merge(METHODS["centred"](rm.model(path)), tmp_path / "out", threads=3)
+    found = rm.merge(rm.model(out))["w"]
+    torch.testing.assert_close(found, by_rows(tensor.float()).half(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_plan_holds_tiles_of_rows_not_the_tensor() -> None:
+    a = rm.model({"w": torch.zeros(2**14, 2**10)})
+    plan = rm.plan(METHODS["centred"](a), threads=1, memory="128MiB")
+    assert plan.tasks[0].divisible
+    assert plan.peak_memory - 2**26 < 2**24
+
+
+def test_rows_stand_among_other_methods() -> None:
+    drawn_from = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(515, 1021, generator=drawn_from) for _ in range(2))
+    one, other = rm.model({"w": a}), rm.model({"w": b})
+    centre = METHODS["centred"]
+    before = rm.merge(centre(rm.slerp(one, other, alpha=0.3)), threads=2)["w"]
+    torch.testing.assert_close(before, by_rows(METHODS["slerp"].on(a, b, alpha=0.3)))
+    after = rm.merge(rm.slerp(centre(one), centre(other), alpha=0.3), threads=2)["w"]
+    torch.testing.assert_close(after, METHODS["slerp"].on(by_rows(a), by_rows(b), alpha=0.3))
+    masked = rm.merge(centre(one, alpha=rm.model({"w": torch.full_like(a, 0.5)}, space="param")))["w"]
+    torch.testing.assert_close(masked, a - 0.5 * a.mean(1, keepdim=True))
+
+
+def test_random_rows_do_not_depend_on_tiles() -> None:
+    a = rm.model({"w": torch.zeros(997, 1009)})
+    whole = rm.merge(METHODS["drawn"](a), threads=1)["w"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "TILE", 2**12)
+        assert torch.equal(rm.merge(METHODS["drawn"](a), threads=2)["w"], whole)
+    assert 0.49 < float(whole.mean()) < 0.51
+
+
+def test_a_method_that_loses_rows_is_told() -> None:
+    with pytest.raises(MethodError, match=r"lossy is declared to work by row, but made \[1, 5\] of 15 of w"):
+        rm.merge(METHODS["lossy"](rm.model({"w": torch.ones(3, 5)})))
+
+
+def test_rows_keep_their_shape() -> None:
+    def grows(a: Same) -> Same:
+        return a
+
+    with pytest.raises(RecipeError, match="a method of cut 'row' keeps the shape of its operands"):
+        merge_method(cut="row", shape=lambda shapes, values: shapes[0])(grows)
