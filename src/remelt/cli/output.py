@@ -74,6 +74,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "peak_memory": plan.peak_memory,
+        "peak_step": plan.peak_step,
         "memory_budget": plan.memory_budget,
         "threads": plan.threads,
         "seconds": plan.seconds,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from remelt.check.keys import Task
-from remelt.check.program import Apply, Program
+from remelt.check.program import Apply, Constant, Program
 from remelt.core.tensor_info import width_of_rows
 from remelt.planning.passes import Schedule, Sweep, WholeCall
 
@@ -44,6 +44,8 @@ class Cost:
     tile: int
     work: int
     tiles: int
+    heavy: tuple[tuple[str, float], ...] = ()
+    """Methods whose work is told apart, and their floating-point operations."""
 
 
 class CostModel:
@@ -65,6 +67,11 @@ class CostModel:
             for instruction in program.instructions
             if isinstance(instruction, Apply) and instruction.reductions
         )
+        self.heavy = [
+            instruction
+            for instruction in program.instructions
+            if isinstance(instruction, Apply) and instruction.method.declaration.work is not None
+        ]
         self.holds = any(isinstance(one, WholeCall) or one.gathers for one in passes.passes)
         self.travels = (len(program.loads) + len(program.outputs)) * itemsize if device else 0
         """Bytes of an element on its way to a device and back."""
@@ -80,7 +87,8 @@ class CostModel:
         memory = tiles + self.sums + self.travels * min(DEVICE_TILE, max(largest, 1))
         if self.holds:
             memory += _whole_peak(task, self.passes, self.itemsize)
-        return Cost(memory, self.tile, numel * self.steps, tiles)
+        heavy = tuple((found.method.name, _operations(task, found)) for found in self.heavy)
+        return Cost(memory, self.tile, numel * self.steps, tiles, heavy)
 
 
 def grain(shape: tuple[int, ...]) -> int:
@@ -91,6 +99,15 @@ def grain(shape: tuple[int, ...]) -> int:
 def task_cost(task: Task, passes: Schedule, itemsize: int) -> Cost:
     """The cost of a task in a compute type of ``itemsize`` bytes."""
     return CostModel(task.program, passes, itemsize).cost(task)
+
+
+def _operations(task: Task, instruction: Apply) -> float:
+    """What one call of a method takes, by its own account."""
+    work = instruction.method.declaration.work
+    assert work is not None
+    shapes = [task.program.shapes[operand] for operand in instruction.operands]
+    values = {name: argument.value for name, argument in instruction.kwargs if isinstance(argument, Constant)}
+    return work([task.shape if shape is None else shape for shape in shapes], values)
 
 
 def _temporaries(program: Program) -> int:

@@ -46,7 +46,8 @@ def _lines(plan: Plan, free_disk: int | None) -> Iterator[str]:
     disk = "" if free_disk is None else f" ({format_bytes(free_disk)} free)"
     yield f"reads        {format_bytes(plan.bytes_read)}"
     yield f"writes       {format_bytes(plan.bytes_written)}{disk}"
-    yield f"peak memory  {format_bytes(plan.peak_memory)} of {format_bytes(plan.memory_budget)} allowed"
+    step = f", set by {plan.peak_step}" if plan.peak_step else ""
+    yield f"peak memory  {format_bytes(plan.peak_memory)} of {format_bytes(plan.memory_budget)} allowed{step}"
     plural = "s" if plan.threads != 1 else ""
     yield f"time         about {format_seconds(plan.seconds)} with {plan.threads} thread{plural}"
     yield from (f"warning: {warning}" for warning in plan.warnings)

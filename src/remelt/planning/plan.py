@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from remelt.check.inputs import Input
 from remelt.check.keys import KeyReport, Task
-from remelt.check.program import Load, Program
+from remelt.check.program import Apply, Load, Program
 from remelt.core.tensor_info import TensorInfo, total_bytes
-from remelt.core.units import format_bytes
+from remelt.core.units import format_bytes, format_seconds
 from remelt.errors import BudgetError
 from remelt.formats.layout import OutputLayout
 from remelt.planning.cost import SAMPLE, SLICE, SMALL, Cost, CostModel, grain
@@ -20,6 +20,10 @@ _READ_RATE = 3.0e9
 _WRITE_RATE = 1.2e9
 _COMPUTE_RATE = 4.0e8
 """Bytes, bytes, and elements a second a thread: what a laptop with an NVMe disk reaches; for estimates only."""
+_OPERATION_RATE = 1.0e10
+"""Floating-point operations a second a thread that decompositions reach."""
+_LONG = 60.0
+"""Seconds of a method that are worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Plan:
     threads: int
     memory_budget: int
     peak_memory: int
+    peak_step: str
+    """Which tensor sets the peak, and by which methods."""
     bytes_read: int
     bytes_written: int
     seconds: float
@@ -127,6 +133,8 @@ def make_plan(
     read = sum(planned.read for planned in tasks) * (2 if resources.scans else 1)
     written = sum(output.size for output in outputs if output.path is not None)
     work = sum(planned.cost.work for planned in tasks)
+    heavy = _heavy(tasks, resources.threads)
+    streaming = read / _READ_RATE + written / _WRITE_RATE
     return Plan(
         inputs=tuple(_planned_inputs(inputs, tasks, report)),
         outputs=tuple(outputs),
@@ -134,11 +142,12 @@ def make_plan(
         threads=resources.threads,
         memory_budget=resources.memory,
         peak_memory=min(in_memory + parallel, resources.memory),
+        peak_step="" if largest is None else _step(largest),
         bytes_read=read,
         bytes_written=written,
-        seconds=max(read / _READ_RATE + written / _WRITE_RATE, work / _COMPUTE_RATE / resources.threads),
+        seconds=max(streaming, work / _COMPUTE_RATE / resources.threads) + sum(heavy.values()),
         compute_dtype=resources.compute_dtype,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_slow(heavy, tasks)),
         notes=tuple(notes),
     )
 
@@ -189,14 +198,46 @@ def _planned(
     return planned
 
 
+def _heavy(tasks: Sequence[PlannedTask], threads: int) -> dict[str, float]:
+    """Seconds that methods take which decompose or multiply matrices, by name."""
+    found: dict[str, float] = {}
+    for planned in tasks:
+        for name, operations in planned.cost.heavy:
+            found[name] = found.get(name, 0.0) + operations / _OPERATION_RATE / threads
+    return found
+
+
+def _slow(heavy: Mapping[str, float], tasks: Sequence[PlannedTask]) -> Iterator[str]:
+    """What takes minutes, and what would not."""
+    for name, seconds in heavy.items():
+        if seconds < _LONG:
+            continue
+        calls = [
+            (operations, planned)
+            for planned in tasks
+            for found, operations in planned.cost.heavy
+            if found == name and operations
+        ]
+        _, largest = max(calls, key=lambda call: call[0])
+        methods = [one.method for one in largest.task.program.instructions if isinstance(one, Apply)]
+        faster = next(method.declaration.faster for method in methods if method.name == name)
+        yield (
+            f"{name} takes about {format_seconds(seconds)} for {len(calls)} tensors, the largest {largest.task.key} "
+            f"{list(largest.task.shape)}{f'; faster: {faster}' if faster else ''}"
+        )
+
+
+def _step(planned: PlannedTask) -> str:
+    """A task in words: its key, shape and methods."""
+    methods = sorted({one.method.name for one in planned.task.program.instructions if isinstance(one, Apply)})
+    return f"{planned.task.key} {list(planned.task.shape)} by {', '.join(methods) or 'copying'}"
+
+
 def _refuse_budget(planned: PlannedTask, needed: int, in_memory: int, budget: int) -> None:
-    methods = sorted(
-        {instruction.method.name for instruction in planned.task.program.instructions if hasattr(instruction, "method")}
-    )
     held = f", {format_bytes(in_memory)} of it for the result" if in_memory else ""
     raise BudgetError(
         f"the step with the highest peak needs {format_bytes(needed)} of memory{held}, but --memory allows "
-        f"{format_bytes(budget)}: {planned.task.key} {list(planned.task.shape)} by {', '.join(methods) or 'copying'}",
+        f"{format_bytes(budget)}: {_step(planned)}",
         hint=f"--memory {-(-needed // 2**20)}MiB or more" + (", or write to a file" if in_memory else ""),
     )
 

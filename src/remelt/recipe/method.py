@@ -157,6 +157,9 @@ class Declaration:
     - ``spreads``: whether NaN or infinity in any operand's element always makes that element of the result NaN or
       infinite, as sums and products do: then looking at the result is enough to find them.
     - ``held``: bytes that the sums of one operand take, where they are more than numbers.
+    - ``work``: floating-point operations that one call takes where they are many (a decomposition, products of
+      matrices), from the operands' shapes and the plain arguments: time is told from it.
+    - ``faster``: what to do instead where that takes long.
     - ``workspace``: peak of temporary memory beside operands and result, in multiples of one operand.
     """
 
@@ -173,6 +176,8 @@ class Declaration:
     held: int = 0
     shape: Callable[[Sequence[tuple[int, ...]], Bindings], tuple[int, ...]] | None = None
     spreads: bool = False
+    work: Callable[[Sequence[tuple[int, ...]], Bindings], float] | None = None
+    faster: str = ""
     workspace: float = 2.0
 
     def __post_init__(self) -> None:
