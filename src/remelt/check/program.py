@@ -67,20 +67,20 @@ class Apply:
     operands: tuple[int, ...]
     key: str | None
     cast: DType | None = None
+    step: int = -1
+    """The step of the recipe that it is, the same for all keys."""
 
     @property
     def reductions(self) -> Sequence[Reduction]:
         """The rounds of reductions that this call needs."""
         declaration = self.method.declaration
-        if declaration.reduces is None:
-            return declaration.reductions
         known: dict[str, Any] = {}
         for name, argument in self.kwargs:
             if isinstance(argument, Constant):
                 known[name] = argument.value
             elif isinstance(argument, Listed):
                 known[name] = tuple(item.value if isinstance(item, Constant) else None for item in argument.items)
-        return declaration.reductions if declaration.reduces(known) else ()
+        return declaration.rounds(known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def _renumbered(instruction: Instruction, moved: Sequence[int]) -> Instruction:
     args = tuple(_argument(argument, moved) for argument in instruction.args)
     kwargs = tuple((name, _argument(argument, moved)) for name, argument in instruction.kwargs)
     operands = tuple(moved[operand] for operand in instruction.operands)
-    return Apply(instruction.method, args, kwargs, operands, instruction.key, instruction.cast)
+    return Apply(instruction.method, args, kwargs, operands, instruction.key, instruction.cast, instruction.step)
 
 
 def _argument(argument: Argument, moved: Sequence[int]) -> Argument:

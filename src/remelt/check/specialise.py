@@ -25,8 +25,10 @@ from remelt.check.program import (
     compact,
 )
 from remelt.core.dtype import DType
+from remelt.errors import RecipeError
 from remelt.recipe.blocks import BlockWeights
 from remelt.recipe.method import Group
+from remelt.recipe.signature import names_asked
 
 
 class _State(NamedTuple):
@@ -304,7 +306,8 @@ class _Walk:
         arguments, keywords = self.arguments(index, step, registers, key)
         cast = self.owner.casts.get(index)
         own_key = key if self.groups else None
-        applied = Apply(step.method, arguments, keywords, tuple(registers), own_key, cast)
+        applied = Apply(step.method, arguments, keywords, tuple(registers), own_key, cast, index)
+        _refuse_by_key(step, applied)
         dtype = cast if cast is not None else operands[0].dtype
         return _State(self.emit(applied, shape), dtype, operands[0].source_key)
 
@@ -383,6 +386,20 @@ class _Walk:
         state = self.states[first, key]
         item = self.emit(Item(self.computed[place], key), self.shapes[state.register or 0])
         return _State(item, state.dtype, state.source_key)
+
+
+def _refuse_by_key(step: Step, applied: Apply) -> None:
+    """Refuse numbers by key that sums across all tensors are asked for."""
+    conclusion = applied.method.declaration.conclusion
+    if conclusion is None or not any(one.across for one in applied.reductions):
+        return
+    for name, argument in applied.kwargs:
+        if isinstance(argument, (Slot, Listed)) and name in names_asked(conclusion):
+            raise RecipeError(
+                f"{applied.method.name} looks at all tensors together, so {name!r} is the same for all of them",
+                hint="a plain number, without block weights",
+                span=step.span,
+            )
 
 
 def _joined(operands: Sequence[_State]) -> tuple[str, ...]:

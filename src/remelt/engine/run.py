@@ -18,6 +18,7 @@ from remelt.engine.finite import FiniteReport, NonFinite, is_finite
 from remelt.engine.pages import Pages
 from remelt.engine.scratch import Scratch, keep_freed_memory
 from remelt.engine.sink import Sink
+from remelt.engine.survey import Survey
 from remelt.engine.sweeps import Kernels
 from remelt.engine.tally import Tallies
 from remelt.engine.tensors import TORCH, tensor_over
@@ -27,7 +28,7 @@ from remelt.engine.workplace import Workplace
 from remelt.errors import NonFiniteError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.cost import TILE, task_cost
-from remelt.planning.passes import schedule
+from remelt.planning.passes import Sweep, schedule
 from remelt.planning.plan import Plan, PlannedTask
 
 _PATIENCE = 0.05
@@ -89,7 +90,9 @@ class _Run:
         self.plan, self.execution, self.report = plan, execution, report
         self.kept = 0
         held = sum(output.size for output in plan.outputs if output.path is None)
-        self.units = Queue(in_batches(self.remaining()), max(plan.memory_budget - held, 0))
+        self.rest = list(in_batches(self.remaining()))
+        self.survey = Survey(plan.tasks if self.rest else (), self.surveyed)
+        self.units = Queue(self.survey.begin(), max(plan.memory_budget - held, 0))
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()
         self.ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -160,6 +163,13 @@ class _Run:
             else:
                 yield unit
 
+    def surveyed(self) -> list[Unit]:
+        """What is to be done once the sums across tensors are known."""
+        for unit in self.rest:
+            if unit.shared is not None and self.survey.sums:
+                unit.shared.known.sums.update(self.survey.known_of(unit.planned).sums)
+        return self.rest
+
     def work(self) -> None:
         try:
             tally = self.tallies.mine()
@@ -173,7 +183,7 @@ class _Run:
                     break
                 following = self.one(unit)
                 self.place.scratch.keep_within(self.units.budget // self.plan.threads)
-                if unit.shared is None or unit.shared.is_complete:
+                if unit.survey is None and (unit.shared is None or unit.shared.is_complete):
                     self.pages.let_go(unit)
         except Stopped:
             pass
@@ -183,6 +193,8 @@ class _Run:
 
     def one(self, unit: Unit) -> Sequence[Unit]:
         """Do a unit; the units that follow from it."""
+        if unit.survey is not None:
+            return self.count(unit, unit.survey)
         if unit.shared is not None:
             return self.share(unit, unit.shared)
         for planned in (unit.planned, *unit.more):
@@ -196,10 +208,21 @@ class _Run:
     def run_whole(self, planned: PlannedTask, start: int = 0, stop: int | None = None, *, keep: bool = True) -> None:
         """Run a task on the device, or, where that has no room for it, in memory: one such task at a time."""
         try:
-            TaskRun(planned, self.place).run(start, stop, keep=keep)
+            TaskRun(planned, self.place, self.survey.known_of(planned)).run(start, stop, keep=keep)
         except torch.OutOfMemoryError:
             with self.in_memory:
-                TaskRun(planned, self.fallback).run(start, stop, keep=keep)
+                TaskRun(planned, self.fallback, self.survey.known_of(planned)).run(start, stop, keep=keep)
+
+    def count(self, unit: Unit, survey: Survey) -> Sequence[Unit]:
+        """Do what a round across all tensors needs of a task; the units after it, where this was the last of it."""
+        way = survey.way(unit.planned)
+        assert way is not None
+        task = TaskRun(unit.planned, self.place, survey.known_of(unit.planned))
+        task.take(way[:-1])
+        last = way[-1]
+        assert isinstance(last, Sweep)
+        assert unit.stop is not None
+        return list(survey.add(unit, task.stretch(last, unit.start, unit.stop, elements(unit.planned))))
 
     def share(self, unit: Unit, shared: SharedTask) -> Sequence[Unit]:
         """Do a slice of a pass; the slices of the next one, where this was the last of it."""

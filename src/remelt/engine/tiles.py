@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -24,7 +24,7 @@ from remelt.engine.units import pieces, stretches
 from remelt.engine.workplace import Memory, Reader, Workplace
 from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
-from remelt.planning.passes import Sweep, WholeCall
+from remelt.planning.passes import Pass, Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
 from remelt.recipe.signature import call_by_rows, reduce_tile
 
@@ -59,12 +59,16 @@ class TaskRun(Reader):
         A later run may keep the result, unless ``keep`` says otherwise or NaN or infinities were met, which may be
         treated in another way then.
         """
-        for one in self.planned.passes.passes:
-            if isinstance(one, Sweep):
-                self.sweep(one, start, stop)
-            else:
-                self.call(one)
+        self.take(self.planned.passes.passes, start, stop)
         self.finish(start, stop, keep=keep)
+
+    def take(self, passes: Iterable[Pass], start: int = 0, stop: int | None = None) -> None:
+        """Run some passes; sums across tensors are known already."""
+        for one in passes:
+            if not isinstance(one, Sweep):
+                self.call(one)
+            elif not one.across:
+                self.sweep(one, start, stop)
 
     def finish(self, start: int = 0, stop: int | None = None, *, keep: bool = True) -> None:
         """Tell the results' files that those elements are complete."""

@@ -7,11 +7,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from remelt.engine.known import Fold, Known, Partials
 from remelt.planning.cost import CHUNK, FOLD, SAMPLE, SLICE, SMALL
 from remelt.planning.passes import Sweep
 from remelt.planning.plan import PlannedTask
+
+if TYPE_CHECKING:
+    from remelt.engine.survey import Survey
 
 _BATCH = 2**18
 """Elements of tasks that are taken together."""
@@ -29,6 +33,8 @@ class Unit:
     shared: SharedTask | None = None
     more: tuple[PlannedTask, ...] = ()
     """Small tasks that are done after the first."""
+    survey: Survey | None = None
+    """What it adds to, where it only counts."""
 
     @property
     def results(self) -> tuple[int, int | None]:
@@ -49,7 +55,7 @@ class SharedTask:
         self.known = Known()
         self.spoiled = False
         self.checksums = [0] * len(planned.task.outputs)
-        self._sweeps = [one for one in planned.passes.passes if isinstance(one, Sweep)]
+        self._sweeps = [one for one in planned.passes.passes if isinstance(one, Sweep) and not one.across]
         self._place = 0
         self._fold = Fold()
         self._lock = threading.Lock()
@@ -155,7 +161,7 @@ def in_batches(units: Iterable[Unit]) -> Iterator[Unit]:
     size = 0
     for unit in units:
         numel = elements(unit.planned)
-        if unit.shared is not None or unit.stop is not None or numel > _BATCH:
+        if unit.shared is not None or unit.survey is not None or unit.stop is not None or numel > _BATCH:
             if batch:
                 yield Unit(batch[0], more=tuple(batch[1:]))
                 batch, size = [], 0

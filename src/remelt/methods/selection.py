@@ -9,7 +9,8 @@ finds the right half first.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,16 +97,44 @@ SELECTION = (
 """The rounds of reductions that find thresholds."""
 
 
+ACROSS = (Reduction(_uppers, across=True), Reduction(_lowers, across=True))
+"""The rounds that find thresholds by rank among all tensors of a model."""
+
+
+def selection_of(values: Callable[..., Sequence[Tensor]]) -> tuple[Reduction, ...]:
+    """The rounds that find thresholds of what a function makes of the operands: of as many tensors as it gives."""
+
+    def guesses(*models: Tensor) -> Mapping[str, Tensor]:
+        return _guesses(*values(*models))
+
+    def near(*models: Tensor, sums: Mapping[str, float]) -> Mapping[str, Tensor]:
+        return _near(*values(*models), sums=sums)
+
+    def uppers(*models: Tensor) -> Mapping[str, Tensor]:
+        return _uppers(*values(*models))
+
+    def lowers(*models: Tensor, sums: Mapping[str, float]) -> Mapping[str, Tensor]:
+        return _lowers(*values(*models), sums=sums)
+
+    functions = (guesses, near, uppers, lowers)
+    return tuple(replace(one, function=function) for one, function in zip(SELECTION, functions, strict=True))
+
+
 def thresholds(sums: Mapping[str, Any], *, k: Sequence[float]) -> Mapping[str, float]:
     """The least magnitude of each model that is kept, as ``threshold0`` and so on: that of its largest share ``k``.
 
     0 where all are. Beside them what the rounds ask each other: where they look, and what is left to be done.
     """
+    return magnitudes_at(sums, [None if share >= 1.0 else 1.0 - share for share in k])
+
+
+def magnitudes_at(sums: Mapping[str, Any], shares: Sequence[float | None]) -> dict[str, float]:
+    """The magnitude that ends each share of the smallest, as ``threshold0`` and so on; 0 where none is asked for."""
     found: dict[str, float] = defaultdict(float, settled=1.0, whole=1.0)
-    for place, share in enumerate(k):
-        if share >= 1.0 or f"guess{place}" not in sums:
+    for place, share in enumerate(shares):
+        if share is None or f"guess{place}" not in sums:
             continue
-        for name, value in _selected(sums, place, 1.0 - share).items():
+        for name, value in _selected(sums, place, share).items():
             if name in ("settled", "whole"):
                 found[name] = min(found[name], value)
             else:
@@ -135,6 +164,15 @@ def _selected(sums: Mapping[str, Any], place: int, share: float) -> dict[str, fl
     if lower is not None:
         found["threshold"] = magnitude_of(half * _HALF + _Counts(lower[:-1]).place_of(left)[0])
         found["settled"] = 1.0
+    return found
+
+
+def _selected_across(sums: Mapping[str, Any], place: int, share: float) -> dict[str, float]:
+    """The same of all tensors of a model: nothing is guessed, as samples of tensors of many sizes weigh differently."""
+    half, left = _Counts(sums[f"upper{place}"]).place_of(max(int(share * int(sums[ELEMENTS])), 1))
+    found = {"row": float(half * (_HALF // ROW))}
+    if (lower := sums.get(f"lower{place}")) is not None:
+        found["threshold"] = magnitude_of(half * _HALF + _Counts(lower[:-1]).place_of(left)[0])
     return found
 
 

@@ -21,7 +21,8 @@ class Sweep:
     positions among the program's outputs to write. ``frees`` lists, for each instruction of ``order``, the registers
     that are no longer needed after it. ``live`` is the most registers held at a time; ``drops`` are gathered registers
     that no later pass needs. ``sampled`` where it needs to look at some elements only, ``due`` where it is
-    counted on that it takes a pass over all. ``rows`` where its tiles are whole rows.
+    counted on that it takes a pass over all. ``rows`` where its tiles are whole rows. ``across``
+    where its one round adds up over all tensors, which is done before.
     """
 
     order: tuple[int, ...]
@@ -35,6 +36,7 @@ class Sweep:
     sampled: bool = False
     due: bool = True
     rows: bool = False
+    across: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,11 @@ class _Scheduler:
             )
             wanted.update(dict.fromkeys(stored))
             gathered.update(wanted)
-            passes += self._sweeps(reductions.get(level, ()), list(wanted), outputs.get(level, ()))
+            across = [one for one in reductions.get(level, ()) if self._round(*one).across]
+            within = [one for one in reductions.get(level, ()) if one not in across]
+            for one in across:
+                passes.append(replace(self._sweep(self.program.shapes[one[0]], [one], (), ()), across=True))
+            passes += self._sweeps(within, list(wanted), outputs.get(level, ()))
             self.whole.update(stored)
             passes += [WholeCall(register, ()) for register in calls.get(level, ())]
         simple = len(passes) == 1 and isinstance(passes[0], Sweep)

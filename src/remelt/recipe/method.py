@@ -122,6 +122,8 @@ class Reduction:
     """A round of reductions: ``function`` gives small tensors of a tile by name, that are added up over the tensor.
 
     - ``sampled``: some elements that are spread over the tensor are enough.
+    - ``across``: the sums are of all tensors of the result together, and are known before any of it is computed;
+      they are whole numbers, as counts are.
     - ``unless``: whether the round can be left out, from the sums before it, or from what they come to.
     - ``due``: when a plan counts on it: ``always``; where a sample was taken (``sample``), or where it was of all
       elements of a small tensor (``whole``); or ``never``.
@@ -129,6 +131,7 @@ class Reduction:
 
     function: Callable[..., Mapping[str, AnyTensor]]
     sampled: bool = False
+    across: bool = False
     unless: Callable[[Mapping[str, Any]], bool] | None = None
     due: Literal["always", "sample", "whole", "never"] = "always"
 
@@ -143,8 +146,8 @@ class Declaration:
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
       A `Reduction` says more of a round. How many elements the tensor has is among the sums, as ``elements``.
-    - ``reduces``: whether reductions are needed at all, from the plain arguments; those that differ from key to key
-      are left out, or None within a list.
+    - ``reduces``: whether reductions are needed at all, or which, from the plain arguments; those that differ from key
+      to key are left out, or None within a list.
     - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
       numbers by name, once a tensor; the method is then given those as its ``sums``, and need not decide by them.
     - ``shortcuts``: numbers at which an operand is the result.
@@ -165,7 +168,7 @@ class Declaration:
 
     cut: Cut
     reductions: Sequence[Reduction] = ()
-    reduces: Callable[[Bindings], bool] | None = None
+    reduces: Callable[[Bindings], bool | Sequence[Reduction]] | None = None
     conclusion: Callable[..., Mapping[str, float]] | None = None
     shortcuts: tuple[Shortcut, ...] = ()
     mass: Callable[[Sequence[Mass], Bindings], Mass] | None = None
@@ -183,6 +186,15 @@ class Declaration:
     def __post_init__(self) -> None:
         rounds = [one if isinstance(one, Reduction) else Reduction(one) for one in self.reductions]
         object.__setattr__(self, "reductions", tuple(rounds))
+
+    def rounds(self, values: Bindings) -> Sequence[Reduction]:
+        """The rounds of reductions that a call needs, whose plain arguments are known as far as they go."""
+        if self.reduces is None:
+            return self.reductions
+        needed = self.reduces(values)
+        if isinstance(needed, bool):
+            return self.reductions if needed else ()
+        return needed
 
     @property
     def passes(self) -> int:

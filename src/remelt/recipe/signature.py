@@ -209,8 +209,7 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
             given.setdefault(parameter.name, each_of(parameter, parameter.default, count))
     if "sums" in method.given and "sums" not in given:
         sums: dict[str, Any] = {}
-        needed = method.declaration.reduces is None or method.declaration.reduces({**_defaults(method), **given})
-        for reduction in method.declaration.reductions if needed else ():
+        for reduction in method.declaration.rounds({**_defaults(method), **given}):
             earlier = sums_so_far(method, sums, given)
             if reduction.unless is not None and reduction.unless(earlier):
                 continue
@@ -263,16 +262,21 @@ def conclude(method: Method[..., Any], sums: Mapping[str, Any], values: Mapping[
     return conclusion(numbers, **_asked(method, conclusion, values, numbers))
 
 
+def names_asked(function: Any) -> tuple[str, ...]:
+    """The values and sums that a function of a declaration asks for by keyword."""
+    code = function.__code__
+    names: tuple[str, ...] = code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
+    return names
+
+
 def _asked(
     method: Method[..., Any], function: Any, values: Mapping[str, Any], sums: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The values and sums that a function of a declaration names as keywords."""
     wanted = function.__kwdefaults__ or {}
-    names = function.__code__.co_varnames
-    keyword_only = names[function.__code__.co_argcount :][: function.__code__.co_kwonlyargcount]
     defaults = _defaults(method)
     chosen: dict[str, Any] = {}
-    for name in keyword_only:
+    for name in names_asked(function):
         if name == "sums":
             chosen[name] = sums
         elif name in values or name not in wanted:
