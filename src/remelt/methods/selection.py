@@ -128,13 +128,20 @@ def thresholds(sums: Mapping[str, Any], *, k: Sequence[float]) -> Mapping[str, f
     return magnitudes_at(sums, [None if share >= 1.0 else 1.0 - share for share in k])
 
 
-def magnitudes_at(sums: Mapping[str, Any], shares: Sequence[float | None]) -> dict[str, float]:
-    """The magnitude that ends each share of the smallest, as ``threshold0`` and so on; 0 where none is asked for."""
+def magnitudes_at(
+    sums: Mapping[str, Any], shares: Sequence[float | None], ranks: Sequence[int] = ()
+) -> dict[str, float]:
+    """The magnitude that ends each share of the smallest, as ``threshold0`` and so on; 0 where none is asked for.
+
+    With ``ranks``, counted from 1, the magnitudes that have them; the shares are then only where they are looked for,
+    and must not change from round to round.
+    """
     found: dict[str, float] = defaultdict(float, settled=1.0, whole=1.0)
     for place, share in enumerate(shares):
         if share is None or f"guess{place}" not in sums:
             continue
-        for name, value in _selected(sums, place, share).items():
+        rank = ranks[place] if ranks else max(int(share * int(sums[ELEMENTS])), 1)
+        for name, value in _selected(sums, place, share, rank).items():
             if name in ("settled", "whole"):
                 found[name] = min(found[name], value)
             else:
@@ -142,14 +149,13 @@ def magnitudes_at(sums: Mapping[str, Any], shares: Sequence[float | None]) -> di
     return found
 
 
-def _selected(sums: Mapping[str, Any], place: int, share: float) -> dict[str, float]:
-    """What is known of the first magnitude above a share of all of one model."""
+def _selected(sums: Mapping[str, Any], place: int, share: float, rank: int) -> dict[str, float]:
+    """What is known of the magnitude of one model that has a rank, about at the end of a share of all."""
     guess = _Counts(sums[f"guess{place}"])
-    rank = max(int(share * int(sums[ELEMENTS])), 1)
     near, upper, lower = (sums.get(f"{name}{place}") for name in ("near", "upper", "lower"))
     whole = guess.total == int(sums[ELEMENTS])
     found = {"whole": float(whole), "settled": 0.0}
-    half, left = guess.place_of(max(int(share * guess.total), 1))
+    half, left = guess.place_of(rank if whole else max(int(share * guess.total), 1))
     between = left / max(int(guess.counts[half]), 1)
     row = max(int((half + between) * _HALF) - _WINDOW // 2, 0) // ROW
     found["guessed"] = float(row)
@@ -164,15 +170,6 @@ def _selected(sums: Mapping[str, Any], place: int, share: float) -> dict[str, fl
     if lower is not None:
         found["threshold"] = magnitude_of(half * _HALF + _Counts(lower[:-1]).place_of(left)[0])
         found["settled"] = 1.0
-    return found
-
-
-def _selected_across(sums: Mapping[str, Any], place: int, share: float) -> dict[str, float]:
-    """The same of all tensors of a model: nothing is guessed, as samples of tensors of many sizes weigh differently."""
-    half, left = _Counts(sums[f"upper{place}"]).place_of(max(int(share * int(sums[ELEMENTS])), 1))
-    found = {"row": float(half * (_HALF // ROW))}
-    if (lower := sums.get(f"lower{place}")) is not None:
-        found["threshold"] = magnitude_of(half * _HALF + _Counts(lower[:-1]).place_of(left)[0])
     return found
 
 
