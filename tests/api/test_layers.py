@@ -92,3 +92,32 @@ def test_tensors_in_memory_have_layers_too() -> None:
     assert torch.equal(found["model.layers.0.norm.weight"], held["model.layers.1.norm.weight"])
     assert "model.layers.1.norm.weight" not in found
     assert "lm_head.weight" in found
+
+
+def test_only_the_configuration_of_the_stack_follows_it(tmp_path: Path, write_model: Callable[..., Path]) -> None:
+    told = {
+        "text_config": {"num_hidden_layers": LAYERS, "layer_types": [0, 1, 2, 3]},
+        "vision_config": {"num_hidden_layers": 7, "depths": [1] * 7},
+        "audio_config": {"num_hidden_layers": LAYERS},
+    }
+    tensors = {key.replace("model.", "language_model.text.", 1): value for key, value in tensors_of(1).items()}
+    write_model(tmp_path / "a" / "model", tensors)
+    (tmp_path / "a" / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    recipe = rm.stack_layers(rm.layers("a", 0, 3), rm.layers("a", 1, 4))
+    rm.merge(recipe, tmp_path / "out", models_dirs=[tmp_path], max_shard_size="1GB")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found["text_config"] == {"num_hidden_layers": 6, "layer_types": [0, 1, 2, 1, 2, 3]}
+    assert found["vision_config"] == told["vision_config"]
+    assert found["audio_config"] == told["audio_config"]
+
+
+def test_layers_of_other_names_do_not_follow_one_another() -> None:
+    a = rm.model(tensors_of(1), name="a")
+    other = {key.replace("model.layers", "transformer.h"): value for key, value in tensors_of(2).items()}
+    b = rm.model(other, name="b")
+    with pytest.raises(RecipeError) as caught:
+        rm.merge(rm.stack_layers(rm.layers(a, 0, 2), rm.layers(b, 2, 4)))
+    assert (
+        "are named transformer.h, but those of a, layers 0 to 2 model.layers: the layers of one stack are named alike"
+        in (str(caught.value))
+    )

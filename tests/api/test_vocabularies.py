@@ -212,6 +212,17 @@ def broken(folder: Path, name: str, content: str) -> None:
         ("tokenizer.json", "[]", "tokenizer.json is no JSON object"),
         ("tokenizer.json", "{}", "tokenizer.json tells no tokens"),
         ("tokenizer.json", '{"model": {"vocab": {"x": -1}}}', "gives a token a row that is no whole number"),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}}, "added_tokens": ["x"]}',
+            "added tokens without a content and an id",
+        ),
+        ("tokenizer.json", '{"model": {"vocab": {}}, "added_tokens": [{"content": ["x"], "id": 1}]}', "added tokens"),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": [[["a"], 0.1]]}, "added_tokens": [{"content": "x", "id": "y"}]}',
+            "gives a",
+        ),
         ("config.json", '{"vocab_size": 77}', "b has no tensor with a row for each of its 77 tokens"),
     ],
 )

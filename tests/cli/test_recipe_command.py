@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from remelt.cli.main import run
 
@@ -101,3 +102,35 @@ def test_a_mistake_at_every_step(remelt: Remelt) -> None:
     Path("bad.mecha").write_text(OLD.replace("&1", "&7"))
     code, _, err = remelt("merge", "bad.mecha")
     assert (code, err.splitlines()[0]) == (3, "bad.mecha:5:25: &7 is no earlier result: there are 2 before it")
+
+
+def test_models_beside_a_recipe_are_found_from_where_it_is_written(
+    remelt: Remelt, write_model: Callable[..., Path]
+) -> None:
+    for seed, name in enumerate("ab"):
+        write_model(Path("sub") / name, {"w": torch.full((3,), float(seed))})
+    Path("sub/old.mecha").write_text(
+        'version 0.1.0\nmodel "a" model_config=null merge_space="weight"\n'
+        'model "b.safetensors" model_config=null merge_space="weight"\nmerge "weighted_sum" &0 &1 alpha=0.5\n'
+    )
+    Path("sub/new.mecha").write_text(
+        'version 1\n# mixed\nmixed = weighted_sum("a", "b", alpha=0.5)\ncast(mixed, "fp32")\n'
+    )
+    assert remelt("recipe", "convert", "sub/old.mecha", "-o", "converted.mecha")[0] == 0
+    assert remelt("lock", "sub/new.mecha", "-o", "locked.mecha")[0] == 0
+    assert "# mixed" in Path("locked.mecha").read_text()
+    for name in ("converted", "locked"):
+        assert remelt("merge", f"{name}.mecha", "-o", f"{name}.safetensors")[0] == 0
+        assert load_file(f"{name}.safetensors")["w"].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_names_are_drawn_as_they_are(remelt: Remelt) -> None:
+    Path("odd.mecha").write_text('version 1\nweighted_sum("a$^$b", "cost$5 vs $6_a_b", alpha=0.5)\n')
+    assert remelt("recipe", "draw", "odd.mecha", "--to", "svg", "-o", "odd.svg")[0] == 0
+    assert "a$^$b" in Path("odd.svg").read_text()
+    Path("line.mecha").write_text('version 1\nweighted_sum("a\\nb", "模型", alpha=0.5)\n')
+    drawn = remelt("recipe", "draw", "line.mecha")[1]
+    assert 'n0["a b"]' in drawn
+    assert remelt("recipe", "draw", "line.mecha", "--to", "svg")[2] == ""
+    Path("stack.mecha").write_text('version 1\nstack_layers(layers("a", 0, 3))\n')
+    assert "start = 0<br/>stop = 3" in remelt("recipe", "draw", "stack.mecha")[1]

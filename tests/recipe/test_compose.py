@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import remelt as rm
+from remelt.errors import RecipeError
 from remelt.recipe.compose import compose, parameters_of, searches_of
+from remelt.recipe.node import Call
+
+A, B = rm.model("a"), rm.model("b")
 
 
 def test_a_filled_parameter_is_gone_and_others_stay() -> None:
@@ -97,3 +103,34 @@ def test_a_model_of_another_space_or_arch_is_refused(filling: rm.Node, message: 
         compose(recipe, d=filling)
     assert caught.value.message == message
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("hole", "argument", "message"),
+    [
+        (
+            rm.parameter("x"),
+            rm.model("a") - rm.model("b"),
+            "'x' has the space weight, but the recipe that fills it gives a delta",
+        ),
+        (
+            rm.parameter("x", space="delta"),
+            0.5 * rm.model("a") + 0.5 * rm.model("b"),
+            "'x' has the space delta, but the recipe",
+        ),
+        (
+            rm.parameter("x", arch="sdxl"),
+            rm.model("a", arch="sd1") - "b",
+            "has the arch sdxl, but model('a') in the recipe",
+        ),
+    ],
+)
+def test_a_recipe_of_another_space_or_arch_does_not_fit(hole: Any, argument: Any, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose(hole if hole.arch is None else hole - hole, {"x": argument})
+    assert message in str(caught.value)
+
+
+def test_what_only_methods_tell_is_checked_later() -> None:
+    assert compose(rm.parameter("x"), {"x": Call("unheard_of", (rm.model("a"),))}) is not None
+    assert compose(rm.parameter("x"), {"x": rm.model("a") + 0.3 * (rm.model("b") - rm.model("c"))}) is not None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 from remelt.errors import MissingExtraError, OptionError
+from remelt.recipe.layers import LAYERS
 from remelt.recipe.node import Call, Node
+from remelt.recipe.vocabulary import ALIGN
 from remelt.text.diagram import Diagram, diagram, dot, mermaid
 
+_VIEWS: dict[str, Sequence[str]] = {LAYERS: ("", "start", "stop", "stack"), ALIGN: ("",)}
+"""The arguments by position of what is no method."""
 PICTURES = ("mermaid", "dot", "svg")
 _COLOURS = {"model": "#dbe9f6", "parameter": "#fdebd0", "step": "#f2f2f2", "result": "#d5efdc"}
 
@@ -31,6 +36,8 @@ def argument_names(call: Call) -> Sequence[str]:
     """The names of a call's arguments by position, where its method is known."""
     from remelt.methods import METHODS  # imports torch
 
+    if call.method in _VIEWS:
+        return _VIEWS[call.method]
     if call.method not in METHODS:
         return ()
     names: list[str] = []
@@ -44,6 +51,7 @@ def argument_names(call: Call) -> Sequence[str]:
 def _svg(picture: Diagram) -> str:
     try:
         import networkx
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
@@ -68,7 +76,9 @@ def _svg(picture: Diagram) -> str:
     for box in picture.boxes:
         style = {"boxstyle": "round,pad=0.5", "facecolor": _COLOURS[box.kind], "edgecolor": "#777777"}
         x, y = places[box.name]
-        shown = axes.text(x, y, "\n".join(box.lines), ha="center", va="center", fontsize=8, bbox=style)
+        shown = axes.text(
+            x, y, "\n".join(box.lines), ha="center", va="center", fontsize=8, bbox=style, parse_math=False
+        )
         patches[box.name] = shown.get_bbox_patch()
     for arrow in picture.arrows:
         start, end = places[arrow.start], places[arrow.end]
@@ -77,7 +87,12 @@ def _svg(picture: Diagram) -> str:
         axes.annotate("", xy=end, xytext=start, arrowprops=line)
         if arrow.label:
             plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-            axes.annotate(arrow.label, xy=(start + end) / 2, fontsize=7, color="#555555", ha="center", bbox=plain)
+            middle = (start + end) / 2
+            axes.annotate(
+                arrow.label, xy=middle, fontsize=7, color="#555555", ha="center", bbox=plain, parse_math=False
+            )
     written = io.StringIO()
-    figure.savefig(written, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings(), rc_context({"svg.fonttype": "none"}):  # the viewer's fonts have what ours lack
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()

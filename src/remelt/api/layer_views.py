@@ -73,18 +73,60 @@ def restacked(config: Path | bytes, parts: Sequence[Input]) -> bytes:
         for number in range(wanted.start, wanted.stop):
             sources.setdefault(number - wanted.start + wanted.offset, number)
     order = [sources[number] for number in sorted(sources)]
-    _restack(told, order)
+    name, count = _whole_stack(parts[0])
+    described = _describing(told, name, count)
+    if described is not None:
+        _restack(described, order, count)
     return (json.dumps(told, indent=2) + "\n").encode()
 
 
-def _restack(told: Any, order: Sequence[int]) -> None:
-    if not isinstance(told, dict):
-        return
-    counts = {told[name] for name in _COUNTS if isinstance(told.get(name), int)}
+def refuse_strange_stacks(inputs: Sequence[Input]) -> None:
+    """Refuse parts of one stack whose layers have other names: they would not follow one another."""
+    named: dict[str | None, tuple[str, Input]] = {}
+    for given in inputs:
+        wanted = given.model.layers
+        if wanted is None:
+            continue
+        name, _ = _whole_stack(given)
+        first, other = named.setdefault(wanted.stack, (name, given))
+        if name != first:
+            raise RecipeError(
+                f"the layers of {given.label} are named {name}, but those of {other.label} {first}: "
+                "the layers of one stack are named alike",
+                span=given.model.span,
+            )
+
+
+def _whole_stack(given: Input) -> tuple[str, int]:
+    """The stack that an input is a part of: its name, and how many layers it has."""
+    view, wanted = given.checkpoint, given.model.layers
+    assert wanted is not None
+    while not isinstance(view, RenamedCheckpoint):  # with its tokens in another order
+        view = view.checkpoint  # type: ignore[attr-defined]
+    structure = infer(view.checkpoint.tensors)
+    name = stack_of(structure, wanted.stack, given.label)
+    return name, len(structure.stacks[name])
+
+
+def _describing(told: Any, stack: str, count: int) -> dict[str, Any] | None:
+    """The part of a configuration that tells of a stack: the one with that number of layers whose name is nearest."""
+    found: list[tuple[int, int, dict[str, Any]]] = []
+    pending: list[tuple[tuple[str, ...], Any]] = [((), told)]
+    words = set(re.split(r"[._]", stack))
+    while pending:
+        path, one = pending.pop(0)
+        if not isinstance(one, dict):
+            continue
+        pending += [((*path, name), value) for name, value in one.items()]
+        if any(one.get(name) == count for name in _COUNTS):
+            shared = len(words & {word for name in path for word in name.split("_")})
+            found.append((-shared, len(path), one))
+    return min(found, key=lambda one: one[:2])[2] if found else None
+
+
+def _restack(told: dict[str, Any], order: Sequence[int], count: int) -> None:
     for name, value in told.items():
-        if name in _COUNTS and isinstance(value, int):
+        if name in _COUNTS and value == count:
             told[name] = len(order)
-        elif isinstance(value, list) and len(value) in counts and max(order) < len(value):
+        elif isinstance(value, list) and len(value) == count:
             told[name] = [value[number] for number in order]
-        else:
-            _restack(value, order)

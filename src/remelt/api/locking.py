@@ -15,7 +15,7 @@ from remelt.methods import METHODS
 from remelt.recipe.node import Call, Model, Node, Value
 from remelt.recipe.signature import name_models
 from remelt.recipe.walk import rewritten
-from remelt.text.document import Document, Step
+from remelt.text.document import Document
 from remelt.text.writer import write_document
 
 
@@ -59,13 +59,4 @@ def lock_document(document: Document, folder: Path, *, models_dirs: Sequence[Pat
     if isinstance(root, Value) and isinstance(root.value, str):
         root = Model(root.value)
     new = rewritten(root, lock)
-    return Locked(write_document(_moved(document, root, new)), found)
-
-
-def _moved(document: Document, root: Node, new: dict[int, Node]) -> Document:
-    """The document with its steps pointing to the new nodes."""
-    steps: list[Step] = []
-    for step in document.steps:
-        node = step.node
-        steps.append(step if node is None or id(node) not in new else replace(step, node=new[id(node)]))
-    return replace(document, result=new[id(root)], steps=tuple(steps))
+    return Locked(write_document(replace(document, result=root).with_nodes(new)), found)

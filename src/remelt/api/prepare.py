@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remelt.api.embedding import portable_text
-from remelt.api.layer_views import CONFIG, restacked
+from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
 from remelt.api.outputs import companions_of, lay_out, refuse_full_disk, refuse_output
@@ -147,6 +147,8 @@ class _Group:
         self.roots = [graph.roots[position] for position in positions]
 
     def prepare(self, outputs: Sequence[Path | None], texts: Sequence[str]) -> PreparedGroup:
+        for root in self.roots:
+            refuse_strange_stacks(list(self.inputs_of(root).values()))
         report = self.check()
         planned = [
             self.output(place, report, outputs[position], texts[position])

@@ -15,7 +15,7 @@ from remelt.formats.locate import SUFFIXES, locate_model
 from remelt.recipe.compose import compose as compose_nodes
 from remelt.recipe.node import Call, Model, Node, Operand, Value
 from remelt.recipe.signature import name_models
-from remelt.recipe.walk import rewrite
+from remelt.recipe.walk import rewritten
 from remelt.text.document import Document
 from remelt.text.eras import webui
 from remelt.text.eras.writer import write_version_0_1
@@ -209,18 +209,25 @@ def _argument(argument: Operand, folder: Path) -> Operand:
 
 def relocated(source: Source, folder: Path) -> Node:
     """The recipe of a source with each model beside it named as from another folder; other names stay."""
-    if source.folder == folder:
-        return source.recipe
+    return moved_document(Document(source.recipe), source.folder, folder).result
+
+
+def moved_document(document: Document, beside: Path, folder: Path) -> Document:
+    """The same of a recipe with its names of steps and comments."""
+    if beside == folder:
+        return document
 
     def move(node: Node) -> Node:
         if isinstance(node, Model) and node.tensors is None:
-            name = _from_folder(node.name, source.folder, folder)
+            name = _from_folder(node.name, beside, folder)
             return node if name == node.name else replace(node, name=name)
         if isinstance(node, Call):
-            return _moved_texts(node, source.folder, folder)
+            return _moved_texts(node, beside, folder)
+        if isinstance(node, Value) and node is document.result and isinstance(node.value, str):
+            return replace(node, value=_from_folder(node.value, beside, folder))
         return node
 
-    return rewrite(source.recipe, move)
+    return document.with_nodes(rewritten(document.result, move))
 
 
 def _moved_texts(call: Call, beside: Path, folder: Path) -> Call:

@@ -63,12 +63,13 @@ class Tokens:
         model, added = told.get("model"), told.get("added_tokens", [])
         listed = model.get("vocab") if isinstance(model, dict) else None
         if isinstance(listed, list):  # with a score each
-            listed = {entry[0]: row for row, entry in enumerate(listed) if isinstance(entry, list) and entry}
+            listed = {str(entry[0]): row for row, entry in enumerate(listed) if isinstance(entry, list) and entry}
         if not isinstance(listed, dict) or not isinstance(added, list):
             raise FormatError(f"{file} tells no tokens", hint="it has a mapping model.vocab, of tokens to rows")
         rows = dict(listed)
-        described = [one for one in added if isinstance(one, dict) and {"content", "id"} <= one.keys()]
-        rows.update({one["content"]: one["id"] for one in described})
+        if not all(isinstance(one, dict) and isinstance(one.get("content"), str) and "id" in one for one in added):
+            raise FormatError(f"{file} has added tokens without a content and an id")
+        rows.update({one["content"]: one["id"] for one in added})
         if not all(isinstance(token, str) and type(row) is int and row >= 0 for token, row in rows.items()):
             raise FormatError(f"{file} gives a token a row that is no whole number")
         last = max((row for token, row in rows.items() if token not in listed), default=-1)

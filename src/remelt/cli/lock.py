@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from remelt.cli import options as shared
-from remelt.cli.output import echo_json, refuse_existing, save
+from remelt.cli.output import echo_json, folder_of, refuse_existing, save
 from remelt.errors import OutputError
 
 
@@ -32,7 +32,7 @@ def command(
     anywhere. Names and comments stay; the layout becomes the canonical one.
     """
     from remelt.api.locking import lock_document
-    from remelt.api.recipes import is_recipe_file, load_document
+    from remelt.api.recipes import is_recipe_file, load_document, moved_document
 
     shared.load_plugins(plugins)
     if output is None and not is_recipe_file(recipe):
@@ -45,7 +45,8 @@ def command(
         )
     target = output or recipe
     refuse_existing(target, overwrite=overwrite or target == recipe)
-    locked = lock_document(document, folder, models_dirs=models_dirs)
+    moved = moved_document(document, folder, folder_of(output, folder))
+    locked = lock_document(moved, folder_of(output, folder), models_dirs=models_dirs)
     save(locked.text, target, overwrite=True)
     if as_json:
         echo_json({"path": str(target), "models": locked.models})

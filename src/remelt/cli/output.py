@@ -57,6 +57,11 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{output} exists", hint="--overwrite replaces it")
 
 
+def folder_of(output: Path | None, otherwise: Path) -> Path:
+    """The folder that a file is written to; another one where it is printed."""
+    return otherwise if output is None else output.absolute().parent
+
+
 def plan_record(plan: Plan) -> dict[str, Any]:
     """A plan for programs: everything but the tasks."""
     return {

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from remelt.api.drawing import PICTURES, draw
-from remelt.api.recipes import FORMATS, canonical_text, load_document, write_document_as, write_text
+from remelt.api.recipes import FORMATS, canonical_text, load_document, moved_document, write_document_as, write_text
 from remelt.cli import options as shared
-from remelt.cli.output import deliver, echo_json
+from remelt.cli.output import deliver, echo_json, folder_of
 
 CHANGED = 1
 
@@ -35,8 +35,8 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
 @shared.common
 def convert(recipe: str, to: str, output: Path | None, overwrite: bool, as_json: bool, debug: bool) -> None:
     """Write a recipe in another grammar: of a file of any grammar, or of a checkpoint that carries one."""
-    document, _ = load_document(recipe)
-    text = write_document_as(document, to)
+    document, folder = load_document(recipe)
+    text = write_document_as(moved_document(document, folder, folder_of(output, folder)), to)
     deliver(text, output, overwrite=overwrite, as_json=as_json)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError
 from remelt.recipe.blocks import BlockWeights, Search
-from remelt.recipe.node import Model, Node, Operand, Parameter, Value, as_node, model
-from remelt.recipe.walk import rewrite, topological
+from remelt.recipe.node import Call, Model, Node, Operand, Parameter, Value, as_node, model
+from remelt.recipe.walk import fold, rewrite, topological
 
 
 def parameters_of(recipe: Node) -> dict[str, Parameter]:
@@ -72,11 +72,12 @@ def compose(recipe: Node, arguments: Mapping[str, Operand] | None = None, /, **n
 
 
 def _fitting(hole: Parameter, operand: Operand) -> Node:
-    """What fills a parameter: models and parameters have its space and arch; what is computed is checked later."""
+    """What fills a parameter: it has its space and arch, as far as the recipe tells; the rest is checked with files."""
     if isinstance(operand, (str, os.PathLike)):
         return model(operand, space=hole.space, arch=hole.arch)
     node = as_node(operand)
     if not isinstance(node, (Model, Parameter)):
+        _refuse_unfitting(hole, node)
         return node
     kind = type(node).__name__.lower()
     for said, wanted, got in (("space", hole.space, node.space), ("arch", hole.arch, node.arch)):
@@ -87,6 +88,44 @@ def _fitting(hole: Parameter, operand: Operand) -> Node:
                 span=hole.span,
             )
     return node if hole.arch is None or node.arch is not None else replace(node, arch=hole.arch)
+
+
+def _refuse_unfitting(hole: Parameter, recipe: Node) -> None:
+    """Refuse a computed argument whose space or arch is another one, where the recipe alone tells."""
+    space = _space_of(recipe)
+    if space is not None and space != hole.space:
+        raise RecipeError(
+            f"parameter {hole.name!r} has the space {hole.space}, but the recipe that fills it gives a {space}",
+            hint="a - b is a delta; base + (a - b) is a weight",
+            span=hole.span,
+        )
+    for node in topological(recipe) if hole.arch is not None else ():
+        if isinstance(node, (Model, Parameter)) and node.arch is not None and node.arch != hole.arch:
+            raise RecipeError(
+                f"parameter {hole.name!r} has the arch {hole.arch}, but {node!r} in the recipe that fills it "
+                f"has {node.arch}",
+                span=hole.span,
+            )
+
+
+def _space_of(recipe: Node) -> str | None:
+    """What a recipe gives by affine arithmetic; None where a method decides, as methods are not looked up here."""
+
+    def mass(node: Node, below: Sequence[float | None]) -> float | None:
+        if isinstance(node, (Model, Parameter)):
+            return {"weight": 1.0, "delta": 0.0}.get(node.space)
+        if not isinstance(node, Call) or None in below[: len(node.args)]:
+            return None
+        known = [value for value in below[: len(node.args)] if value is not None]
+        if node.method in ("add", "subtract") and len(known) == 2:
+            return known[0] + known[1] if node.method == "add" else known[0] - known[1]
+        alpha = dict(node.kwargs).get("alpha")
+        if node.method == "scale" and len(known) == 1 and isinstance(alpha, Value) and isinstance(alpha.value, float):
+            return known[0] * alpha.value
+        return None
+
+    found = fold(recipe, mass)
+    return None if found is None else "weight" if abs(found - 1.0) < 1e-6 else "delta" if abs(found) < 1e-6 else None
 
 
 def _scoped(scope: str, argument: Node) -> Node:

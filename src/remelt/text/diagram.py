@@ -134,6 +134,7 @@ def _value(node: Value) -> str:
 
 
 def _cut(line: str) -> str:
+    line = "".join(char if char.isprintable() else " " for char in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 

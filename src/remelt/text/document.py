@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remelt.recipe.node import Literal, Node
 
@@ -38,6 +38,13 @@ class Document:
     trailing: tuple[str, ...] = ()
     grammar: str = "version 1"
     """What it is written in."""
+
+    def with_nodes(self, new: Mapping[int, Node]) -> Document:
+        """The same with other nodes, by the identity of those that they stand for."""
+        steps = tuple(
+            one if one.node is None else replace(one, node=new.get(id(one.node), one.node)) for one in self.steps
+        )
+        return replace(self, result=new.get(id(self.result), self.result), steps=steps)
 
     @property
     def names(self) -> Mapping[int, str]:
