@@ -120,7 +120,7 @@ def test_a_model_of_another_space_or_arch_is_refused(filling: rm.Node, message: 
         ),
         (
             rm.parameter("x", arch="sdxl"),
-            rm.model("a", arch="sd1") - "b",
+            rm.model("a", arch="sd1") + (rm.model("b") - "c"),
             "has the arch sdxl, but model('a') in the recipe",
         ),
     ],

@@ -10,6 +10,7 @@ from typing import Literal
 from remelt.errors import MissingExtraError, OptionError
 from remelt.recipe.layers import LAYERS
 from remelt.recipe.node import Call, Node
+from remelt.recipe.signature import name_all_models
 from remelt.recipe.vocabulary import ALIGN
 from remelt.text.diagram import Diagram, diagram, dot, mermaid
 
@@ -26,7 +27,9 @@ def draw(recipe: Node, to: Literal["mermaid", "dot", "svg"] = "mermaid") -> str:
     """
     if to not in PICTURES:
         raise OptionError(f"a picture is one of {', '.join(PICTURES)}, but got {to!r}")
-    picture = diagram(recipe, argument_names)
+    from remelt.methods import METHODS  # imports torch
+
+    picture = diagram(name_all_models(recipe, METHODS), argument_names)
     if to == "svg":
         return _svg(picture)
     return mermaid(picture) if to == "mermaid" else dot(picture)
