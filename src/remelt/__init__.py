@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from remelt.api.merging import merge, plan
     from remelt.api.options import MergeOptions
     from remelt.api.recipes import compose, deserialize, serialize
+    from remelt.engine.cache import Cache
     from remelt.errors import (
         BudgetError,
         CheckError,
@@ -55,6 +56,7 @@ _HOMES = {
     "remelt.api.merging": ("merge", "plan"),
     "remelt.api.options": ("MergeOptions",),
     "remelt.api.recipes": ("compose", "deserialize", "serialize"),
+    "remelt.engine.cache": ("Cache",),
     "remelt.errors": (
         "BudgetError",
         "CheckError",
@@ -89,6 +91,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BudgetError",
+    "Cache",
     "CheckError",
     "FormatError",
     "MergeOptions",

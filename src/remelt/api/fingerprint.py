@@ -50,6 +50,16 @@ def fingerprint(group: PreparedGroup, output: PlannedOutput, options: MergeOptio
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
+def identities(group: PreparedGroup) -> dict[int, str | None]:
+    """What tells the content of each input from others, without reading it; None for tensors in memory."""
+    found: dict[int, str | None] = {}
+    for index, given in group.inputs.items():
+        checkpoint = given.checkpoint
+        known = [[_identity(path) for path in checkpoint.files()], checkpoint.view_of(), repr(given.model.layers)]
+        found[index] = None if checkpoint.path is None else hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return found
+
+
 def _identity(path: Path) -> list[object]:
     found = path.stat()
     changed = 0 if os.name == "nt" else found.st_ctime_ns

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from remelt.api.fingerprint import fingerprint
+from remelt.api.fingerprint import fingerprint, identities
 from remelt.api.options import MergeOptions, PathLike
 from remelt.api.outputs import output_path
 from remelt.api.prepare import Prepared, PreparedGroup, prepare
@@ -198,6 +198,8 @@ def _run_group(
         mapped=maps_inputs(cached=cached),
         cached=cached,
         sources=group.sources,
+        cache=options.cache,
+        identities={} if options.cache is None else identities(group),
     )
     yield from run(group.plan, execution, report)
     merged.tallies.append(execution.tallies.total())

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remelt.core.dtype import DType
 from remelt.core.nearest import nearest_hint
@@ -17,6 +18,9 @@ _DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu)(?::[0-9]+)?")
 
 DECISIVE = ("compute_dtype", "dtype", "missing", "nonfinite")
 """Options that decide what a result is, beside its recipe: where they are not the default, it carries them too."""
+
+if TYPE_CHECKING:
+    from remelt.engine.cache import Cache
 
 PathLike = str | os.PathLike[str]
 
@@ -37,6 +41,7 @@ class MergeOptions:
     - ``overwrite``: whether an existing output may be replaced.
     - ``restart``: whether to begin anew where an interrupted merge of the same could be continued.
     - ``fallback``: a model that gives what the recipe's result lacks.
+    - ``cache``: a `Cache` that repeated merges of the same models share; its size counts within ``memory``.
     """
 
     models_dirs: Sequence[PathLike] = ()
@@ -51,6 +56,7 @@ class MergeOptions:
     overwrite: bool = False
     restart: bool = False
     fallback: PathLike | None = None
+    cache: Cache | None = None
     config: Path | None = field(default=None)
 
     def __post_init__(self) -> None:

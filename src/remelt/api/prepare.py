@@ -245,10 +245,10 @@ class _Group:
     def resources(self) -> Resources:
         """Threads and memory: what was asked for, or one thread a core and a quarter of what is available."""
         memory = self.options.memory_bytes
-        compute = self.options.compute
+        compute, cache = self.options.compute, self.options.cache
         return Resources(
             threads=self.options.threads or min(usable_cores(), 8),
-            memory=available_memory() // 4 if memory is None else memory,
+            memory=(available_memory() // 4 if memory is None else memory) - (cache.size if cache is not None else 0),
             itemsize=compute.itemsize,
             compute_dtype=compute.name,
             device=self.options.device != "cpu",

@@ -93,6 +93,8 @@ class Known:
 
     sums: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     conclusions: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    recalled: set[int] = field(default_factory=set)
+    """Registers whose sums an earlier merge has found: no pass is due for them."""
 
     def settle(self, fold: Fold, size: int) -> None:
         """A pass is complete: its sums over a tensor of that many elements, or over a sample of them, are known."""

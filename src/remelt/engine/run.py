@@ -14,6 +14,7 @@ from remelt.check.keys import Task
 from remelt.check.program import Load, Output, Program, compact
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
+from remelt.engine.cache import Cache
 from remelt.engine.finite import FiniteReport, NonFinite, is_finite
 from remelt.engine.pages import Pages
 from remelt.engine.scratch import Scratch, keep_freed_memory
@@ -59,6 +60,10 @@ class Execution:
     cached: bool = True
     """Whether all files fit in memory; otherwise their pages are let go once nothing needs them."""
     tallies: Tallies = field(default_factory=Tallies)
+    cache: Cache | None = None
+    """What earlier merges found, and later ones may use."""
+    identities: Mapping[int, str | None] = field(default_factory=dict)
+    """What tells the content of each input from others, for the cache."""
     sources: Sequence[Sequence[int]] = ()
     """For each result, the models that may stand in where a tensor counts as missing, in order."""
 
@@ -109,6 +114,8 @@ class _Run:
             tallies=self.tallies,
             mapped=execution.mapped,
             kernels=Kernels(execution.executor),
+            cache=execution.cache,
+            identities=execution.identities,
         )
 
         self.fallback = replace(self.place, device=torch.device("cpu"), kernels=Kernels("torch"), scratch=Scratch())
@@ -229,7 +236,10 @@ class _Run:
         task = TaskRun(unit.planned, self.place, shared.known)
         task.spoiled = shared.spoiled
         assert unit.stop is not None
-        found = task.stretch(shared.sweep, unit.start, unit.stop, elements(unit.planned))
+        if task.recall is not None:
+            shared.recall(task.recall)
+        needed = task.needs(shared.sweep)
+        found = task.stretch(shared.sweep, unit.start, unit.stop, elements(unit.planned)) if needed else {}
         following = shared.add(unit, found, task.checksums, spoiled=task.spoiled, needs=task.needs)
         if shared.is_complete and not following:
             task.checksums, task.spoiled = shared.checksums, shared.spoiled

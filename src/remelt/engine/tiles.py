@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +14,7 @@ from remelt.core.checksum import checksum
 from remelt.core.dtype import DType
 from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo, width_of_rows
+from remelt.engine.cache import Recall
 from remelt.engine.copying import copy_bytes
 from remelt.engine.finite import is_finite, overflows
 from remelt.engine.known import Fold, Known, Partials
@@ -26,7 +27,7 @@ from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Pass, Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
-from remelt.recipe.signature import call_by_rows, reduce_tile
+from remelt.recipe.signature import call_by_rows, prepare, reduce_tile
 
 
 class Stopped(Exception):
@@ -50,6 +51,7 @@ class TaskRun(Reader):
         """What the slice that is swept adds to sums."""
         self.counts: Any = None
         """The counts among it, where the native executor keeps them."""
+        self.recall = None if place.cache is None else Recall(place.cache, place.identities, self)
         self.shows_all = self.watches_results()
         self.checksums = [0] * len(self.task.outputs)
 
@@ -59,6 +61,8 @@ class TaskRun(Reader):
         A later run may keep the result, unless ``keep`` says otherwise or NaN or infinities were met, which may be
         treated in another way then.
         """
+        if self.recall is not None:
+            self.recall.take_sums()
         self.take(self.planned.passes.passes, start, stop)
         self.finish(start, stop, keep=keep)
 
@@ -72,6 +76,8 @@ class TaskRun(Reader):
 
     def finish(self, start: int = 0, stop: int | None = None, *, keep: bool = True) -> None:
         """Tell the results' files that those elements are complete."""
+        if self.recall is not None:
+            self.recall.keep_sums()
         for (root, key, info), found in zip(self.task.outputs, self.checksums, strict=True):
             begin, end = byte_range(info, start, stop)
             self.place.sinks[root].finished(key, begin, end, found % 2**64, keep=keep and not self.spoiled)
@@ -105,7 +111,10 @@ class TaskRun(Reader):
         """Whether a sweep is to be done: its rounds of reductions may have become needless by those before."""
         if not sweep.reductions or sweep.gathers or sweep.outputs:
             return True
-        return any(self._is_due(register, number) for register, number in sweep.reductions)
+        return any(
+            register not in self.known.recalled and self._is_due(register, number)
+            for register, number in sweep.reductions
+        )
 
     def _is_due(self, register: int, number: int) -> bool:
         instruction = self.program.instructions[register]
@@ -299,10 +308,15 @@ class TaskRun(Reader):
         self, instruction: Apply, args: Sequence[Any], kwargs: Mapping[str, Any], shape: Sequence[int] = ()
     ) -> Any:
         """The method's result, or what it raised, named by method and key; ``shape`` is that of the whole tensor."""
+        if instruction.method.declaration.cut == "row":
+            width = width_of_rows(shape) if shape else 0
+            return self.asked(instruction, lambda: call_by_rows(instruction.method, args, kwargs, width))
+        return self.asked(instruction, lambda: instruction.method.function(*args, **kwargs))
+
+    def asked(self, instruction: Apply, function: Callable[[], Any]) -> Any:
+        """What a method's function gives, or raised."""
         try:
-            if instruction.method.declaration.cut == "row":
-                return call_by_rows(instruction.method, args, kwargs, width_of_rows(shape) if shape else 0)
-            return instruction.method.function(*args, **kwargs)
+            return function()
         except RemeltError:
             raise
         except Exception as error:
@@ -338,6 +352,12 @@ class TaskRun(Reader):
         first = next(arg for arg in args if isinstance(arg, (torch.Tensor, Mapping)))
         sized = first if isinstance(first, torch.Tensor) else first.get(self.key_of(instruction))
         self.give(instruction, call.register, kwargs, 0, 0 if sized is None else sized.numel())
+        if "prepared" in instruction.method.given:
+
+            def make() -> Any:
+                return self.asked(instruction, lambda: prepare(instruction.method, args, kwargs))
+
+            kwargs["prepared"] = make() if self.recall is None else self.recall.prepared(call.register, make)
         result = self.guard(instruction, args, kwargs)
         if isinstance(result, Mapping):
             self.keep_items(call.register, instruction, result)

@@ -15,6 +15,7 @@ from remelt.planning.passes import Sweep
 from remelt.planning.plan import PlannedTask
 
 if TYPE_CHECKING:
+    from remelt.engine.cache import Recall
     from remelt.engine.survey import Survey
 
 _BATCH = 2**18
@@ -59,6 +60,14 @@ class SharedTask:
         self._place = 0
         self._fold = Fold()
         self._lock = threading.Lock()
+        self._is_recalled = False
+
+    def recall(self, recall: Recall) -> None:
+        """Take over, once, what earlier merges found of its sums."""
+        with self._lock:
+            if not self._is_recalled:
+                recall.take_sums()
+                self._is_recalled = True
 
     @property
     def sweep(self) -> Sweep:

@@ -11,6 +11,7 @@ import torch
 
 from remelt.check.program import Load, Program
 from remelt.core.dtype import DType
+from remelt.engine.cache import Cache
 from remelt.engine.finite import FiniteReport, is_finite
 from remelt.engine.scratch import Scratch
 from remelt.engine.sink import Sink
@@ -41,6 +42,10 @@ class Workplace:
     """Whether inputs are looked at where they are mapped, rather than read."""
     scratch: Scratch = field(default_factory=Scratch)
     kernels: Kernels = field(default_factory=Kernels)
+    cache: Cache | None = None
+    """What earlier merges found, and later ones may use."""
+    identities: Mapping[int, str | None] = field(default_factory=dict)
+    """What tells the content of an input from another, for the cache; None where its bytes do."""
     watched: dict[int, tuple[Program, bool]] = field(default_factory=dict)
     """For each program, by identity, whether its results show every NaN and infinity of what it reads."""
 

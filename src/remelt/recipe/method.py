@@ -61,6 +61,8 @@ Text = Annotated[str, Role("text")]
 """A text."""
 Sums = Annotated[Mapping[str, Any], Role("sums")]
 """The results of the method's reductions by name, or the numbers that they come to; given by the engine."""
+Prepared = Annotated[Mapping[str, Any], Role("prepared")]
+"""What the method's ``prepares`` made of the whole operands, by name; given by the engine."""
 Tensors = Annotated[Mapping[str, AnyTensor], Role("same")]
 """For methods of cut ``model``: the tensors of one argument by key."""
 
@@ -150,6 +152,8 @@ class Declaration:
       to key are left out, or None within a list.
     - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
       numbers by name, once a tensor; the method is then given those as its ``sums``, and need not decide by them.
+    - ``prepares``: for cut ``tensor``, what of a call depends on the operands, and on those plain arguments alone that
+      it names: tensors by name, which are kept for further merges where there is a cache.
     - ``shortcuts``: numbers at which an operand is the result.
     - ``mass``: for affine arithmetic, the mass of the result from those of the operands and the plain numbers.
     - ``keys``: for cut ``model``, the groups of keys of a layout; keys in no group pass from the first operand.
@@ -170,6 +174,7 @@ class Declaration:
     reductions: Sequence[Reduction] = ()
     reduces: Callable[[Bindings], bool | Sequence[Reduction]] | None = None
     conclusion: Callable[..., Mapping[str, float]] | None = None
+    prepares: Callable[..., Mapping[str, AnyTensor]] | None = None
     shortcuts: tuple[Shortcut, ...] = ()
     mass: Callable[[Sequence[Mass], Bindings], Mass] | None = None
     keys: Callable[[Mapping[str, TensorInfo]], Sequence[Group]] | None = None
@@ -331,7 +336,7 @@ def _declare(function: Callable[P, R], name: str, declaration: Declaration) -> M
             given.add(parameter.name)
             continue
         kind = _kind(annotation, name, parameter.name)
-        if kind == "sums":
+        if kind in ("sums", "prepared"):
             given.add(parameter.name)
             continue
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -369,6 +374,10 @@ def _validate(method: Method[..., Any]) -> None:
         raise RecipeError(f"{refuse}cut 'model' and a function `keys` belong together")
     if bool(declaration.reductions) != ("sums" in method.given):
         raise RecipeError(f"{refuse}reductions and an argument `sums: Sums` belong together")
+    if (declaration.prepares is not None) != ("prepared" in method.given) or (
+        declaration.prepares is not None and declaration.cut != "tensor"
+    ):
+        raise RecipeError(f"{refuse}`prepares`, an argument `prepared: Prepared` and cut 'tensor' belong together")
     if (declaration.conclusion or declaration.reduces) and not declaration.reductions:
         raise RecipeError(f"{refuse}a conclusion needs reductions")
     if declaration.reduces is not None and declaration.conclusion is None:

@@ -216,7 +216,16 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
             sums.update(reduce_tile(method, reduction, args, given, earlier))
             sums[ELEMENTS] = args[0].numel()
         given["sums"] = conclude(method, sums, given)
+    if "prepared" in method.given and "prepared" not in given:
+        given["prepared"] = prepare(method, args, given)
     return call_by_rows(method, args, given) if method.declaration.cut == "row" else method.function(*args, **given)
+
+
+def prepare(method: Method[..., Any], args: Sequence[Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a method makes of its whole operands before its plain arguments count, but for those that it asks for."""
+    prepares = method.declaration.prepares
+    assert prepares is not None
+    return prepares(*args, **_asked(method, prepares, values, {}))
 
 
 def call_by_rows(method: Method[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], width: int = 0) -> Any:

@@ -19,7 +19,7 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.recipe.method import ELEMENTS, Mass, Method, MethodParameter
-from remelt.recipe.signature import call_by_rows, conclude, each_of, reduce_tile, sums_so_far
+from remelt.recipe.signature import call_by_rows, conclude, each_of, prepare, reduce_tile, sums_so_far
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -137,6 +137,8 @@ class Case:
         if "sums" in self.method.given:
             found = self.sums(tensors, settings, chunk=chunk) if sums is None else sums
             kwargs["sums"] = conclude(self.method, found, kwargs)
+        if "prepared" in self.method.given:
+            kwargs["prepared"] = prepare(self.method, args, kwargs)
         if "key" in self.method.given:
             kwargs["key"] = key
         if "random" in self.method.given:

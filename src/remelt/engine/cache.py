@@ -1,0 +1,190 @@
+"""What merges of the same models with other numbers have in common, kept from one to the next.
+
+Decompositions and thresholds depend on the models, and not on how far they are moved: a study that merges one recipe
+hundreds of times computes them once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from remelt.check.program import Apply, Bundle, Item, Load, Register
+from remelt.core.checksum import checksum
+from remelt.core.units import parse_bytes
+from remelt.engine.sweeps import plain_values
+from remelt.recipe.signature import names_asked
+
+if TYPE_CHECKING:
+    from remelt.engine.tiles import TaskRun
+
+_NUMBERS = 1024
+"""Bytes that an entry of numbers is reckoned at."""
+
+
+class Cache:
+    """A store of intermediate results in full precision, for repeated merges: ``rm.merge(recipe, cache=cache)``.
+
+    It counts within the memory budget of each merge; what was not used for longest is let go first. Entries are told
+    apart by the content of the models, the recipe below them, and the numbers that they depend on.
+    """
+
+    def __init__(self, size: int | str = "1GiB") -> None:
+        self.size = parse_bytes(size) if isinstance(size, str) else size
+        self.held = 0
+        self.hits = 0
+        self.misses = 0
+        self._entries: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> Any:
+        """What was kept under a key, or None."""
+        with self._lock:
+            found = self._entries.get(key)
+            if found is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._entries.move_to_end(key)
+            return found[0]
+
+    def put(self, key: bytes, value: Mapping[str, Any]) -> None:
+        """Keep a value, unless it is larger than the cache."""
+        size = _NUMBERS + sum(one.nbytes for one in value.values() if isinstance(one, torch.Tensor))
+        if size > self.size:
+            return
+        with self._lock:
+            if key in self._entries:
+                return
+            while self.held + size > self.size:
+                _, (_, old) = self._entries.popitem(last=False)
+                self.held -= old
+            self._entries[key] = value, size
+            self.held += size
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._entries.clear()
+            self.held = 0
+
+
+class Recall:
+    """The cache as one task uses it: what its calls are known by."""
+
+    def __init__(self, cache: Cache, identities: Mapping[int, str | None], run: TaskRun) -> None:
+        self.cache, self.identities, self.run = cache, identities, run
+        self._known: dict[int, bytes] = {}
+
+    def take_sums(self) -> None:
+        """Take over what earlier merges found of the sums of the task's calls."""
+        known = self.run.known
+        for register, instruction, key in self._summing():
+            found = self.cache.get(key)
+            if found is not None:
+                (known.conclusions if _in_rounds(instruction) else known.sums)[register] = found
+                known.recalled.add(register)
+
+    def keep_sums(self) -> None:
+        """Keep what was found of them for later merges: of several rounds, whose sums are large, what they come to."""
+        known = self.run.known
+        for register, instruction, key in self._summing():
+            if register not in known.sums or register in known.recalled or self.run.spoiled:
+                continue
+            if _in_rounds(instruction):
+                self.cache.put(key, known.concluded(register, instruction, plain_values(instruction, self.run)))
+            else:
+                self.cache.put(key, known.sums[register])
+
+    def prepared(self, register: int, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """What a method makes of its whole operands, or an earlier merge made of the same."""
+        instruction = self.run.program.instructions[register]
+        assert isinstance(instruction, Apply)
+        key = self.key(register, instruction.method.declaration.prepares)
+        found: Mapping[str, Any] | None = self.cache.get(key)
+        if found is None:
+            found = make()
+            self.cache.put(key, found)
+        return found
+
+    def _summing(self) -> Iterator[tuple[int, Apply, bytes]]:
+        """The calls with sums of one tensor, and what these are known by."""
+        for register, instruction in enumerate(self.run.program.instructions):
+            if not isinstance(instruction, Apply) or not instruction.reductions:
+                continue
+            if any(one.across for one in instruction.reductions):
+                continue
+            functions: list[Any] = [one.function for one in instruction.reductions]
+            if _in_rounds(instruction):
+                functions.append(instruction.method.declaration.conclusion)
+            yield register, instruction, self.key(register, *functions)
+
+    def key(self, register: int, *functions: Any) -> bytes:
+        """What names a call's intermediate results: its operands, and the plain arguments that functions ask for."""
+        instruction = self.run.program.instructions[register]
+        assert isinstance(instruction, Apply)
+        asked = {name for function in functions for name in names_asked(function)}
+        values = {
+            name: self.run.argument(argument, {})
+            for name, argument in instruction.kwargs
+            if name in asked and not isinstance(argument, (Register, Bundle))
+        }
+        parts = [instruction.method.name.encode(), repr(sorted(values.items())).encode()]
+        parts += [self._of(operand) for operand in instruction.operands]
+        place = self.run.place
+        parts += [
+            f"{place.compute} {place.device} {place.kernels.executor}".encode(),
+            (instruction.key or "").encode("utf-8", "surrogatepass"),
+        ]
+        return _digest(parts)
+
+    def _of(self, register: int) -> bytes:
+        """The identity of a register's content."""
+        program = self.run.program
+        for place in range(register + 1):
+            if place in self._known:
+                continue
+            instruction = program.instructions[place]
+            if isinstance(instruction, Load):
+                parts = [b"load", self._stored(instruction)]
+            elif isinstance(instruction, Item):
+                parts = [b"item", self._known[instruction.register], instruction.key.encode("utf-8", "surrogatepass")]
+            else:
+                values = [
+                    (name, self.run.argument(argument, {}))
+                    for name, argument in instruction.kwargs
+                    if not isinstance(argument, (Register, Bundle))
+                ]
+                more = [
+                    self.run.argument(one, {}) for one in instruction.args if not isinstance(one, (Register, Bundle))
+                ]
+                parts = [instruction.method.name.encode(), repr((values, more, instruction.cast)).encode()]
+                parts += [self._known[operand] for operand in instruction.operands]
+                parts.append(self.run.key_of(instruction).encode("utf-8", "surrogatepass"))
+            self._known[place] = _digest(parts)
+        return self._known[register]
+
+    def _stored(self, load: Load) -> bytes:
+        """An input's tensor: by its file, or where it is in memory by its bytes."""
+        key = load.key or self.run.task.key
+        identity = self.identities.get(load.input)
+        checkpoint = self.run.place.checkpoints[load.input]
+        info = checkpoint.tensors[key]
+        if identity is None:
+            identity = f"{checksum(checkpoint.read(key)):016x}"
+        return f"{identity} {key} {info.dtype} {info.shape}".encode("utf-8", "surrogatepass")
+
+
+def _in_rounds(instruction: Apply) -> bool:
+    """Whether rounds build on what those before them come to."""
+    asks = any("sums" in names_asked(one.function) for one in instruction.reductions)
+    return asks and instruction.method.declaration.conclusion is not None
+
+
+def _digest(parts: list[bytes]) -> bytes:
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
