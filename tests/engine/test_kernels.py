@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import remelt as rm
 from remelt.engine import device_executor, native, native_executor, sweeps, torch_executor
 from remelt.engine.language import Kernel
+from remelt.engine.sweeps import Kernels
 from remelt.engine.tensors import FROM_TORCH
 from remelt.methods import METHODS
 from remelt.planning import cost
@@ -323,3 +324,19 @@ def test_operations_on_halves_are_those_on_floats_rounded(name: str, dtype: torc
     for operands in pairs:
         floats = function(*[o.float() if isinstance(o, torch.Tensor) else o for o in operands]).to(dtype)
         assert differing({"": function(*operands)}, {"": floats}) == []
+
+
+def test_two_numbers_by_block_make_one_number() -> None:
+    """Arithmetic between numbers that differ by key is written down, as that with tensors is."""
+    kernels: list[Any] = []
+    real = Kernels._make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kernels, "_make", lambda *given: kernels.append(real(*given)) or kernels[-1])
+        a, b = (
+            rm.model({"layers.0.x.w": torch.full((300,), float(n)), "layers.1.x.w": torch.ones(300)}) for n in (1, 3)
+        )
+        weights = [rm.keys({"layers.0.*": 3.0}) | 1.0, rm.keys({"layers.0.*": 1.0}) | 2.0]
+        found = rm.merge(rm.n_average(a, b, weights=weights))
+    assert float(found["layers.0.x.w"][0]) == 1.5
+    assert kernels
+    assert all(kernel is not None for kernel in kernels)

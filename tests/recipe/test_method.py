@@ -180,7 +180,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (without_result, {}, "method without_result: the annotation of 'return' says no kind"),
     (takes_anything, {}, r"method takes_anything: a merge method names its arguments, but takes \*\*rest"),
     (without_tensors, {}, "method without_tensors: at least one argument must be a tensor"),
-    (one, {"cut": "row"}, "method one: cut is element, tensor or model, but got 'row'"),
+    (one, {"cut": "column"}, "method one: cut is element, row, tensor or model, but got 'column'"),
     (one, {"cut": "model"}, "method one: cut 'model' and a function `keys` belong together"),
     (one, {"keys": keys_of}, "method one: cut 'model' and a function `keys` belong together"),
     (one, {"cut": "element", "reductions": (total,)}, "reductions and an argument `sums: Sums` belong together"),

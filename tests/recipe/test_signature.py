@@ -83,7 +83,7 @@ def test_texts_that_mean_models_can_be_written_so() -> None:
 REFUSED: list[tuple[Any, str]] = [
     (lambda: mixed(A), "mixed needs 'b'\nhint: mixed\\(a, b, \\*, alpha=0.5"),
     (lambda: mixed(), "mixed needs 'a'"),
-    (lambda: rm.n_average(), r"n_average needs at least one model\nhint: n_average\(\*models\)"),
+    (lambda: rm.n_average(), r"n_average needs at least one model\nhint: n_average\(\*models, weights=1.0\)"),
     (lambda: mixed(A, B, 0.3), "mixed takes 2 positional arguments, but got 3\nhint: .*; the rest goes by name"),
     (lambda: rm.cast(A, "fp16", "x"), "cast takes 2 positional arguments, but got 3"),
     (lambda: mixed(A, B, alhpa=0.3), r"mixed has no argument 'alhpa'\nhint: did you mean 'alpha'\? mixed\("),

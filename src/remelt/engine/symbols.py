@@ -31,25 +31,25 @@ class SymbolicNumber:
         return SymbolicNumber(self.writer, self.writer.scalar(Scalar(name, tuple(o.index for o in operands))))
 
     def __add__(self, other: object) -> Any:
-        return NotImplemented if isinstance(other, torch.Tensor) else self._with("add", self, other)
+        return NotImplemented if issubclass(type(other), torch.Tensor) else self._with("add", self, other)
 
     def __radd__(self, other: object) -> Any:
         return self._with("add", other, self)
 
     def __sub__(self, other: object) -> Any:
-        return NotImplemented if isinstance(other, torch.Tensor) else self._with("sub", self, other)
+        return NotImplemented if issubclass(type(other), torch.Tensor) else self._with("sub", self, other)
 
     def __rsub__(self, other: object) -> Any:
         return self._with("sub", other, self)
 
     def __mul__(self, other: object) -> Any:
-        return NotImplemented if isinstance(other, torch.Tensor) else self._with("mul", self, other)
+        return NotImplemented if issubclass(type(other), torch.Tensor) else self._with("mul", self, other)
 
     def __rmul__(self, other: object) -> Any:
         return self._with("mul", other, self)
 
     def __truediv__(self, other: object) -> Any:
-        return NotImplemented if isinstance(other, torch.Tensor) else self._with("div", self, other)
+        return NotImplemented if issubclass(type(other), torch.Tensor) else self._with("div", self, other)
 
     def __rtruediv__(self, other: object) -> Any:
         return self._with("div", other, self)

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from remelt.recipe.method import Delta, Mask, Same, Shortcut, merge_method
+from remelt.errors import RecipeError
+from remelt.recipe.method import Bindings, Delta, Mask, Mass, Numbers, Same, Shortcut, merge_method
+
+_NO_WEIGHT = 1e-8
+"""Sum of weights below which there is nothing to divide by, but for round-off."""
+
+
+def _mass_of_mean(masses: Sequence[Mass], values: Bindings) -> Mass:
+    weights = values.get("weights")
+    _require_weight(weights if isinstance(weights, tuple) else ())
+    if any(mass != masses[0] for mass in masses):
+        raise RecipeError("n_average needs models of one space", hint="subtracting two weights gives a delta")
+    return masses[0]
+
+
+def _require_weight(weights: Sequence[object]) -> None:
+    """Refuse plain weights that add up to 0; some that are not known yet are taken as they are."""
+    known = [weight for weight in weights if isinstance(weight, float)]
+    if weights and len(known) == len(weights) and abs(sum(known)) < _NO_WEIGHT:
+        raise RecipeError(
+            f"n_average divides by the sum of the weights, but {', '.join(f'{weight:g}' for weight in known)} "
+            "add up to 0",
+            hint="0.5 * (a - b) is a difference in proportion",
+        )
 
 
 @merge_method(cut="element", spreads=True, shortcuts=(Shortcut("alpha", 0.0, "a"), Shortcut("alpha", 1.0, "b")))
@@ -26,24 +53,35 @@ def weighted_sum(a: Same, b: Same, *, alpha: Mask = 0.5) -> Same:
     return torch.lerp(a, b, alpha)  # alpha is a float or a tensor of the compute type: nothing is rounded
 
 
-@merge_method(cut="element", spreads=True)
-def n_average(*models: Same) -> Same:
-    """The mean of any number of models.
+@merge_method(cut="element", spreads=True, mass=_mass_of_mean)
+def n_average(*models: Same, weights: Numbers = 1.0) -> Same:
+    """The mean of any number of models, weighted or not.
 
-    Formula: (m1 + m2 + ... + mn) / n
+    Formula: (w1 m1 + w2 m2 + ... + wn mn) / (w1 + w2 + ... + wn)
 
-    Spaces: weights give a weight, deltas a delta.
+    Spaces: weights give a weight, deltas a delta. ``weights`` is one number for all, or a list of one for each; they
+    need not add up to 1, but not to 0 either. Good for fine-tunes of one recipe; each model is read once.
 
-    Source: model soups (Wortsman et al. 2022, arXiv 2203.05482).
+    Source: model soups (Wortsman et al. 2022, arXiv 2203.05482); weights as in mergekit's ``linear``.
 
     >>> from torch import tensor
     >>> n_average.on(tensor([1.0, 2.0]), tensor([3.0, 2.0]), tensor([5.0, 5.0]))
     tensor([3., 3.])
+    >>> n_average.on(tensor([1.0, 2.0]), tensor([3.0, 2.0]), weights=[3.0, 1.0])
+    tensor([1.5000, 2.0000])
     """
-    total = models[0].clone()
-    for model in models[1:]:
-        total += model
-    return total.div_(len(models))
+    if all(type(weight) is float and weight == 1.0 for weight in weights):
+        total = models[0].clone()
+        for model in models[1:]:
+            total += model
+        return total.div_(len(models))
+    if all(type(weight) is float for weight in weights):
+        _require_weight(weights)
+    weighted = models[0] * weights[0]
+    for model, weight in zip(models[1:], weights[1:], strict=True):
+        weighted = weighted + model * weight
+    mean: Tensor = weighted / functools.reduce(operator.add, weights)
+    return mean
 
 
 @merge_method(cut="element", spreads=True, shortcuts=(Shortcut("alpha", 0.0, "a"),))

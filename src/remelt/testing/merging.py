@@ -35,13 +35,14 @@ def models_of(case: Case, dtype: torch.dtype) -> list[Model]:
     return found
 
 
-def call_of(case: Case, operands: list[Node]) -> Node:
+def call_of(case: Case, operands: list[Node], dtype: torch.dtype = torch.float32) -> Node:
     """The recipe that calls the method on operands, with the case's settings."""
     args, kwargs = case.arguments(operands)
     made = case.method(*args, **{name: value for name, value in kwargs.items() if value is not None})
     if case.method.returns != "mask":
         return made
-    ones = model({key: torch.ones(shape) for key, shape in case.shapes.items()}, space="delta", name="ones")
+    shapes = case.shapes.items()
+    ones = model({key: torch.ones(shape, dtype=dtype) for key, shape in shapes}, space="delta", name="ones")
     return Call("multiply", (ones, made))
 
 
@@ -59,7 +60,7 @@ def merge_in_engine(
         patch.object(cost, "TILE", tile),
         patch.object(cost, "SMALLEST_TILE", min(tile, cost.SMALLEST_TILE)),
         patch.object(engine_units, "SLICE", slice_size),
-        prepare([load_recipe(call_of(case, operands))], [None], options, methods) as prepared,
+        prepare([load_recipe(call_of(case, operands, dtype))], [None], options, methods) as prepared,
     ):
         for event in run_prepared(prepared, options):
             if isinstance(event, Merged):
