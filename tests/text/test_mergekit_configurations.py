@@ -1,18 +1,69 @@
-"""mergekit's configurations become recipes, or errors with their place."""
+"""mergekit's configurations become recipes, or errors with their place.
+
+After a rendering or a message was changed on purpose, ``REMELT_GOLDEN=write`` writes it anew: read the difference.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from remelt.errors import MissingExtraError, RecipeSyntaxError
-from remelt.recipe.node import Node
+import remelt as rm
+from remelt.api.recipes import load_recipe
+from remelt.errors import MissingExtraError, RecipeSyntaxError, RemeltError
+from remelt.recipe.node import Call, Model, Node
+from remelt.recipe.walk import topological
 from remelt.text.reader import parse_document, read_recipe
 from remelt.text.writer import write_recipe
 
 pytest.importorskip("yaml")
+CONFIGURATIONS = sorted((Path(__file__).parent / "mergekit").glob("*.y*ml"))
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=[path.stem for path in CONFIGURATIONS])
+def test_a_configuration_is_read_or_refused(path: Path) -> None:
+    is_bad = path.stem.startswith("bad_")
+    try:
+        found = write_recipe(load_recipe(path).recipe)
+    except RecipeSyntaxError as error:
+        found = f"{error}\n"
+    golden = path.with_suffix(".out")
+    if os.environ.get("REMELT_GOLDEN") == "write":
+        golden.write_text(found, encoding="utf-8", newline="\n")
+    assert found == golden.read_text(encoding="utf-8")
+    assert found.startswith(f"{path.name}:" if is_bad else "version 1\n")
+    if not is_bad:
+        assert write_recipe(read_recipe(found)) == found
+
+
+def test_every_expectation_belongs_to_a_configuration() -> None:
+    assert {path.stem for path in CONFIGURATIONS[0].parent.glob("*.out")} == {path.stem for path in CONFIGURATIONS}
+    assert sum(path.stem.startswith("bad_") for path in CONFIGURATIONS) >= 20
+
+
+WORDS = st.sampled_from(
+    [
+        *("merge_method: linear", "models:", "- model: a", "parameters:", "weight: 1", "&a", "*a", "[", "]", "{", "}"),
+        *(", ", "\n", "\n  ", "\n    ", "!!int", "!!set", "!!binary", "? ", ": ", "0x", "1:59", ".inf", "|", "<<"),
+        *('"\\U0010', '"', "'"),
+    ]
+)
+
+
+@given(st.lists(WORDS, max_size=30).map(" ".join), st.booleans())
+def test_no_text_does_more_than_be_read_or_refused(text: str, begun: bool) -> None:
+    try:
+        assert isinstance(read_recipe(("merge_method: linear\nmodels: " if begun else "---\n") + text, "x.yml"), Node)
+    except RecipeSyntaxError as error:
+        assert error.span is not None
 
 
 def read(text: str) -> Node:
@@ -48,10 +99,10 @@ def test_parameters_are_those_of_the_model_or_else_of_all() -> None:
         parameters: {weight: 0.5, normalize: false}
         models:
           - {model: a}
-          - {model: b, parameters: {weight: 2e-1}}
+          - {model: b, parameters: {weight: 5e-1}}
         merge_method: linear
     """
-    assert last(text) == "0.5 * a + 0.2 * b"
+    assert last(text) == "0.5 * a + 0.5 * b"
 
 
 def test_slerp_with_filters_and_gradients() -> None:
@@ -97,8 +148,8 @@ def test_task_arithmetic_and_ties() -> None:
     assert last(text) == "step1 = 0.3 * (a - base) + 0.6 * (b - base)\nadd_difference(base, step1, alpha=0.9)"
     ties = (
         text.replace("task_arithmetic", "ties")
-        .replace("weight: 0.3", "density: 0.5")
-        .replace("weight: 0.6", "density: 0.5")
+        .replace("weight: 0.3", "weight: 1, density: 0.5")
+        .replace("weight: 0.6", "weight: 1, density: 0.5")
     )
     assert last(ties).splitlines() == [
         "step1 = ties_sum(a - base, b - base, k=0.5, vote_sgn=True)",
@@ -183,7 +234,17 @@ def test_a_gradient_of_one_slice_keeps_its_layers() -> None:
         ("          weight: 3", "          weight: three", "config.yml:7:15: a number is due here, but got 'three'"),
         ("          weight: 3", "          weight: .nan", "a number is due here, but got nan"),
         ("          weight: 3", "          weight: -1", "the weights add up to 0"),
-        ("          weight: 3", "          weight: [1, 2]", "that are normalised add up to 1 everywhere"),
+        ("          weight: 3", "          weight: -1.0e+0", "config.yml:7:15: the weights add up to 0"),
+        (
+            "          weight: 3",
+            "          weight: [{filter: x, value: 1}]",
+            "config.yml:7:7: 'weight' is needed for every",
+        ),
+        (
+            "          weight: 3",
+            "          normalize: false",
+            "config.yml:7:7: linear has one 'normalize' for all models",
+        ),
         (
             "          weight: 3",
             "          weight: [{filter: x, values: 1}]",
@@ -191,7 +252,32 @@ def test_a_gradient_of_one_slice_keeps_its_layers() -> None:
         ),
         ("org/second@main", "org/second+lora", "config.yml:5:12: adapters are not merged yet"),
         ("org/second@main", "[]", "a model is a path or a name"),
-        ("dtype: float16", "dtype: 16", "an element type is a text"),
+        ("dtype: float16", "dtype: 16", "config.yml:9:8: an element type is a text"),
+        ("dtype: float16", "out_dtype: 16", "config.yml:9:12: an element type is a text"),
+        ("dtype: float16", "dtype: float17", "config.yml:9:8: 'float17' is not an element type"),
+        ("dtype: float16", "dtype: float16\ndtype: float16", "config.yml:10:1: 'dtype' is told twice: first in line 9"),
+        ("dtype: float16", "chat_template: chatml", "config.yml:9:1: chat templates are not put into the result"),
+        ("dtype: float16", "on: x", "config.yml:9:1: 'on' is not known here"),
+        ("dtype: float16", "1: x", "config.yml:9:1: '1' is not known here"),
+        ("dtype: float16", "parameters: {1: 2}", "config.yml:9:14: '1' is not known here"),
+        ("dtype: float16", "? [a]\n: b", "config.yml:9:3: a name is a text"),
+        ("dtype: float16", "dtype: &a [*a]", "config.yml:9:8: a value cannot stand within itself"),
+        ("dtype: float16", "dtype: 2024-01-01", "this is no YAML of texts and numbers, but timestamp"),
+        ("dtype: float16", "dtype: !!int ''", "config.yml:9:8: this is no YAML: '' is no int"),
+        ("dtype: float16", 'dtype: "\\UFFFFFFFF"', "this is no YAML: OverflowError"),
+        ("dtype: float16", "x\u2028y: 1", "config.yml:9:3: this is no YAML: could not find"),
+        (
+            "          weight: 3",
+            f"          weight: {'9' * 400}",
+            "config.yml:7:15: a number is due here, but got 9999",
+        ),
+        (
+            "          weight: 3",
+            f"          weight: {'9' * 401}",
+            "config.yml:7:15: a value has at most 400 characters",
+        ),
+        ("          weight: 3", f"          weight: 1{':1' * 190}.5", "config.yml:7:15: this is no YAML: '1:1:"),
+        ("          weight: 3", f"          weight: {'x' * 90}", f"but got '{'x' * 36}..."),
         ("dtype: float16", "tokenizer_source: [a]", "config.yml:9:19: a model is a path or a name"),
         ("dtype: float16", "tokenizer: {source: union, tokens: {}}", "config.yml:9:28: 'tokens' is not known here"),
         ("dtype: float16", "tokenizer: {source: a}\ntokenizer_source: a", "config.yml:10:1: a tokenizer is told once"),
@@ -208,6 +294,66 @@ def test_what_cannot_be_said_has_its_place(old: str, new: str, message: str) -> 
     with pytest.raises(RecipeSyntaxError) as caught:
         read(wrong)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("models: [{model: a}, {model: c}]", "config.yml:2:30: no model is named 'c'"),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]}]",
+            "config.yml:2:62: b.safetensors has 2 layers in layers, but layers 1 to 3 are asked for",
+        ),
+        ("models: [{model: a}, {model: b}]\ntokenizer_source: base", "config.yml:2:18: a.safetensors has no tokenizer"),
+    ],
+)
+def test_what_is_found_later_has_its_place(
+    told: str, message: str, tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
+    for name in "ab":
+        keys = [f"layers.{number}.{part}.weight" for number in range(2) for part in ("attn", "mlp")]
+        write_model(tmp_path / name, {key: torch.zeros(2) for key in keys})
+    path = tmp_path / "config.yml"
+    path.write_text(f"merge_method: linear\n{told}\nparameters: {{weight: 1}}\n", encoding="utf-8")
+    with pytest.raises(RemeltError) as caught:
+        rm.merge(path, tmp_path / "out.safetensors")
+    assert message in str(caught.value)
+
+
+def test_calls_have_the_place_of_what_asks_for_them() -> None:
+    path = Path(__file__).parent / "mergekit" / "filters_of_slices.yml"
+    spans = {
+        (node.method if isinstance(node, Call) else node.name, str(node.span))
+        for node in topological(load_recipe(path).recipe)
+        if isinstance(node, (Call, Model))
+    }
+    assert {
+        ("stack_layers", f"{path.name}:1:1"),
+        ("layers", f"{path.name}:3:33"),
+        ("ties_sum", f"{path.name}:10:15"),
+        ("add_difference", f"{path.name}:5:65"),
+        ("add_difference", f"{path.name}:11:35"),
+    } <= spans
+    assert all(span.startswith(path.name) for _, span in spans)
+
+
+@pytest.mark.parametrize("first", ["---", "%YAML 1.1\n---", "--- # of mergekit", "# a comment\n\n---"])
+def test_a_text_may_begin_as_yaml_does(first: str) -> None:
+    assert parse_document(f"{first}\n{textwrap.dedent(LINEAR)}").grammar == "mergekit's YAML"
+
+
+def test_a_file_of_yaml_may_hold_another_grammar() -> None:
+    assert parse_document('version 1\nmodel("a")', "recipe.yml").grammar == "version 1"
+    with pytest.raises(RecipeSyntaxError, match="a recipe's first line states its version"):
+        parse_document("merge_methd: linear", "recipe.txt")
+    with pytest.raises(RecipeSyntaxError, match=r"CONFIG.YML:1:1: 'merge_methd' is not known here"):
+        parse_document("merge_methd: linear", "CONFIG.YML")
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "NM.YML"
+    path.write_text(textwrap.dedent(LINEAR), encoding="utf-8")
+    assert load_recipe(path).recipe.digest() == read(LINEAR).digest()
 
 
 def test_its_grammar_is_told() -> None:

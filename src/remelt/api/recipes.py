@@ -73,7 +73,12 @@ def is_recipe_file(path: Path) -> bool:
         close = sorted(found.name for found in path.parent.glob("*.mecha")) if path.parent.is_dir() else []
         hint = f"recipes there: {', '.join(close[:8])}" if close else "give the path of a recipe file"
         raise UsageError(f"there is no recipe {os.fspath(path)!r}", hint=hint)
-    return not path.is_dir() and path.suffix in RECIPE_SUFFIXES
+    return not path.is_dir() and names_recipe(path)
+
+
+def names_recipe(path: PathLike) -> bool:
+    """Whether a path ends as those of recipes do, in small letters or capitals."""
+    return Path(path).suffix.lower() in RECIPE_SUFFIXES
 
 
 def _read(path: Path) -> Document:
@@ -202,7 +207,7 @@ def compose_source(source: Source, arguments: Mapping[str, Operand]) -> Node:
 
 
 def _argument(argument: Operand, folder: Path) -> Operand:
-    if isinstance(argument, (str, os.PathLike)) and Path(argument).suffix in RECIPE_SUFFIXES:
+    if isinstance(argument, (str, os.PathLike)) and names_recipe(argument):
         return relocated(load_recipe(argument), folder)
     return argument
 

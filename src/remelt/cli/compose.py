@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from remelt.api.recipes import RECIPE_SUFFIXES, compose_source, load_recipe, serialize
+from remelt.api.recipes import compose_source, load_recipe, names_recipe, serialize
 from remelt.cli import options as shared
 from remelt.cli.output import echo_json, save
 from remelt.errors import ModelNameError
@@ -58,7 +58,7 @@ def command(base: str, parameters: tuple[tuple[str, str], ...], output: Path | N
 
 
 def _missing(path: str, folders: list[Path]) -> str | None:
-    if Path(path).suffix in RECIPE_SUFFIXES:
+    if names_recipe(path):
         return None
     try:
         locate_model(path, folders)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remelt.api.options import MergeOptions
-from remelt.api.recipes import RECIPE_SUFFIXES, Source, compose_source, load_recipe
+from remelt.api.recipes import Source, compose_source, load_recipe, names_recipe
 from remelt.cli.options import split_pairs
 from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError, RecipeError, UsageError
@@ -27,7 +27,7 @@ def read_sources(words: Sequence[str], method: str | None, pairs: tuple[tuple[st
     if method is not None:
         return [Source(_call(words, method, parameters), Path.cwd(), method)]
     words = [found for word in words for found in _expand(word)]
-    if len(words) > 1 and not all(Path(word).suffix in RECIPE_SUFFIXES for word in words):
+    if len(words) > 1 and not all(names_recipe(word) for word in words):
         raise UsageError(
             "several models need a method, or a recipe that names them",
             hint="remelt merge A B -m weighted_sum -p alpha 0.3; remelt info lists the methods",

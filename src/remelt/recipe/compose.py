@@ -52,7 +52,7 @@ def compose(recipe: Node, arguments: Mapping[str, Operand] | None = None, /, **n
     that the recipe does not have, and for a model of another space or arch.
 
     >>> from remelt.recipe.node import parameter
-    >>> inner = parameter("a") - parameter("b")
+    >>> inner = 0.5 * parameter("a") + 0.5 * parameter("b")
     >>> sorted(parameters_of(compose(parameter("a") - parameter("b"), a=inner)))
     ['a.a', 'a.b', 'b']
     """

@@ -12,7 +12,7 @@ from remelt.text.constructors import VALUE_WORDS
 from remelt.text.document import Document
 from remelt.text.eras.reader import read_headerless, read_version_0_1
 from remelt.text.expressions import Expressions
-from remelt.text.mergekit import looks_like_mergekit, read_mergekit
+from remelt.text.mergekit import is_named_as_yaml, looks_like_mergekit, read_mergekit
 from remelt.text.source import SourceText
 from remelt.text.statements import Statement, comments_between, first_content, split_statements
 
@@ -53,10 +53,12 @@ def parse_document(text: str, source: str = "recipe") -> Document:
             number,
             1,
             len(first),
-            "this remelt reads version 1; a newer one may read it",
+            "this remelt reads versions 1 and 0.1.0, and older recipes without a version; a newer one may read it",
         )
     if not first:
         raise lines.refuse("the recipe is empty", number, hint="it begins with the line: version 1")
+    if is_named_as_yaml(source):
+        return read_mergekit(lines, number)
     raise lines.refuse(
         "a recipe's first line states its version", number, 1, len(first), "begin with the line: version 1"
     )

@@ -59,9 +59,10 @@ class _Maker:
 
     def number(self, place: str) -> float:
         value = self.told.get(place)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self.refuse(f"{place} is {value!r}, and no number")
-        return float(value)
+        number = _finite(value)
+        if number is None:
+            raise self.refuse(f"{place} is {value!r:.40}, and no number")
+        return number
 
 
 class _WebUi(_Maker):
@@ -133,9 +134,10 @@ class _SuperMerger(_Maker):
         found = self.told.get(f"weights_{which}")
         if isinstance(found, str):
             found = [_float(part) for part in found.split(",")]
-        if not isinstance(found, list) or not all(isinstance(w, (int, float)) and math.isfinite(w) for w in found):
+        told = found if isinstance(found, list) else [None]
+        numbers = [number for number in map(_finite, told) if number is not None]
+        if len(numbers) < len(told):
             raise self.refuse(f"weights_{which} are no numbers")
-        numbers = [float(weight) for weight in found]
         if len(numbers) == 26:
             base, *numbers = numbers
         if len(numbers) != 25:
@@ -156,6 +158,16 @@ class _SuperMerger(_Maker):
 
 def _is_sha256(text: str) -> bool:
     return len(text) == 64 and all(char in "0123456789abcdef" for char in text.lower())
+
+
+def _finite(value: object) -> float | None:
+    """A number of JSON, unless it is too large for one here."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _float(text: str) -> float | None:
