@@ -58,6 +58,17 @@ def test_comments_stay_with_their_steps() -> None:
     ]
 
 
+def test_comments_before_values_and_after_the_last_line_are_kept() -> None:
+    path = RECIPES[0].parent / "version_0_1_named.mecha"
+    assert [
+        line for line in write_document(parse_document(path.read_text(), path.name)).splitlines() if "#" in line
+    ] == [
+        "# the models",
+        "# how much of b",
+        "# the end",
+    ]
+
+
 @given(st.text(alphabet=st.sampled_from('model merge dict literal&0123456789="\\ \t\n#.-eversion'), max_size=200))
 def test_no_text_does_more_than_be_read_or_refused(text: str) -> None:
     for first in ("version 0.1.0\n", 'model "a"\n', 'call "subtract" &0 &0\n'):
@@ -121,6 +132,19 @@ def test_sums_and_differences_are_written_as_the_methods_that_it_has() -> None:
     ]
 
 
+def test_operands_by_name_are_written_in_the_order_of_the_signature() -> None:
+    a, b = rm.model("a"), rm.model("b")
+    for recipe, line in (
+        (rm.subtract(b=b, a=a), 'merge "subtract" &0 &1'),
+        (rm.subtract(b="b", a="a"), 'merge "subtract" &0 &1'),
+        (rm.weighted_sum(b=b, alpha=0.5, a=a), 'merge "weighted_sum" &0 &1 alpha=0.5'),
+        (rm.add(b=rm.subtract("a", "b"), a="a"), 'merge "add_difference" &0 &2 alpha=1.0'),
+        (rm.fallback(b=b, a=a), 'merge "fallback" &0 &1'),
+    ):
+        assert write_version_0_1(recipe).splitlines()[1][:9] == 'model "a"'
+        assert write_version_0_1(recipe).splitlines()[-1] == line
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -130,15 +154,25 @@ def test_sums_and_differences_are_written_as_the_methods_that_it_has() -> None:
         (rm.model("a") * rm.model("b"), "cannot say the method 'multiply'"),
         (rm.weighted_sum("a", "b", alpha=rm.search(0, 1)), "cannot say search"),
         (rm.weighted_sum("a", "b", alpha=rm.blocks(IN00=1)), "cannot say block weights .*: it knows the blocks of one"),
-        (rm.weighted_sum(rm.model("a", arch="sd1"), "b", alpha=rm.blocks(IN00=1)), "weights of some blocks"),
-        (rm.weighted_sum(rm.model("a", arch="sd1"), "b", alpha=rm.depth([0, 1]) | 0.5), r"cannot say depth\("),
-        (rm.weighted_sum(rm.model("a", arch="sd1"), "b", alpha=rm.blocks(IN44=1) | 0.5), "the block 'IN44'"),
+        (rm.weighted_sum(rm.model("a", arch="sd1"), "b", alpha=rm.blocks(IN00=1)), "nothing stands for the other"),
+        (
+            rm.weighted_sum(rm.model("a", arch="sd1"), "b", alpha=rm.depth([0, 1]) | 0.5),
+            r"cannot say these block weights .*not depth\(",
+        ),
+        (rm.weighted_sum(rm.model("a", arch="sd1"), "b", alpha=rm.blocks(IN44=1) | 0.5), "it has no block 'IN44'"),
         (rm.model("a", arch="sd2") - "b", "cannot say the arch 'sd2'"),
         (Model("a", sha256="12") - Model("b"), "cannot say a lock"),
         (rm.model({"w": 1}) - rm.model("b"), "cannot say tensors in memory"),
         (rm.cast("a", "fp8_e4m3"), "cannot say the element type"),
         (rm.model("a\nb") - "b", "cannot say this text"),
         (Value(1.0), "the result is 1.0"),
+        (
+            Call("weighted_sum", (Model("a"), Model("b")), (("alpha", Value("m")),)),
+            "a text as 'alpha'.*a mask is a model",
+        ),
+        (Call("weighted_sum", (Model("a"), Model("b")), (("a", Model("c")),)), "'a' is given twice"),
+        (rm.n_average("a", "b", weights=0.5), "n_average has no argument 'weights'"),
+        (Call("model_stock", (rm.model("a", space="delta"),)), "the method 'model_stock'"),
     ],
 )
 def test_what_version_0_1_cannot_say_is_named_with_the_reason(recipe: Node, message: str) -> None:

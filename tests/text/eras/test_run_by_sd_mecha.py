@@ -11,6 +11,7 @@ import torch
 
 import remelt as rm
 from remelt.recipe.node import Call, Node
+from remelt.text.eras.blocks import BLOCK_CONFIGS, BlockNumbers
 from remelt.text.eras.writer import write_version_0_1
 
 GRAPHS = 200
@@ -91,6 +92,28 @@ def test_sd_mecha_gives_the_same_tensors(models: list[Path]) -> None:
             assert torch.allclose(theirs[key], value, **NEAR), f"{key}\n{text}\n{theirs[key]}\n{value}"
             compared += 1
     assert compared > 3 * GRAPHS
+
+
+def test_weights_by_block_are_those_of_sd_mecha(tmp_path: Path, write_model: Callable[..., Path]) -> None:
+    sd_mecha = pytest.importorskip("sd_mecha")
+    config = sd_mecha.extensions.model_configs.resolve("sd1-ldm")
+    keys = [key for key in list(config.keys()) if key.endswith("weight")]
+    zeros, ones = {key: torch.zeros(2, 2) for key in keys}, {key: torch.ones(2, 2) for key in keys}
+    a, b = (write_model(tmp_path / name, tensors) for name, tensors in (("a", zeros), ("b", ones)))
+    told = BLOCK_CONFIGS["sd1"]
+    for seed in range(5):
+        drawn = random.Random(seed)
+        named = {name: drawn.choice((0.0, 0.125, 0.25, 1.0)) for name in drawn.sample(told.blocks, 9)}
+        weights = BlockNumbers(told, named).weights(0.5)
+        recipe = rm.weighted_sum(rm.model(a, arch="sd1"), rm.model(b, arch="sd1"), alpha=weights)
+        theirs = sd_mecha.merge(
+            sd_mecha.deserialize(write_version_0_1(recipe).rstrip("\n")),
+            merge_dtype=torch.float32, output_dtype=torch.float32, threads=0, tqdm=Quiet,
+        )  # fmt: skip
+        ours = rm.merge(recipe)
+        assert set(ours) == set(keys)
+        wrong = [key for key in keys if not torch.equal(ours[key], theirs[key])]
+        assert not wrong
 
 
 class Quiet:

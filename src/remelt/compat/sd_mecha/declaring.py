@@ -12,14 +12,18 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from remelt.core.nearest import nearest_hint
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.recipe import method as today
 from remelt.recipe.method import Bindings, Group, Mass, Method
+from remelt.recipe.node import Node
 
 T = TypeVar("T")
 _MASSES: dict[str, float | None] = {"weight": 1.0, "delta": 0.0, "param": None}
+_SETTLED = ("is_conversion", "is_interface", "implements", "reuse_outputs", "cache_factory")
+"""Arguments of ``merge_method`` that say how sd-mecha works."""
 _KINDS = {float: today.Number, int: today.Integer, bool: today.Flag, str: today.Text}
 
 
@@ -73,13 +77,57 @@ def _spaces(given: object) -> tuple[str, ...]:
     return found
 
 
+class Declared:
+    """A merge method that takes its arguments as the function does, numbers after models by position, too."""
+
+    def __init__(self, method: Method[..., Any], function: Callable[..., Any]) -> None:
+        self.method = method
+        self.__wrapped__ = function
+        self.__doc__ = function.__doc__
+        self._operands = {one.name for one in method.tensor_parameters}
+        kept = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        self._signature = inspect.Signature(kept)
+
+    def __call__(self, *args: Any, **named: Any) -> Node:
+        """The call as a recipe; `RecipeError` for arguments that do not fit."""
+        try:
+            bound = self._signature.bind(*args, **named)
+        except TypeError:
+            return self.method(*args, **named)  # says what is wrong
+        operands: list[Any] = []
+        values: dict[str, Any] = {}
+        for name, given in bound.arguments.items():
+            if self._signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+                operands += given
+            elif name in self._operands:
+                operands.append(given)
+            else:
+                values[name] = given
+        return self.method(*operands, **values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    def __repr__(self) -> str:
+        return repr(self.method)
+
+
 def merge_method(
-    function: Callable[..., Any] | None = None, *, identifier: str | None = None, register: bool = True, **ignored: Any
+    function: Callable[..., Any] | None = None,
+    *,
+    identifier: str | None = None,
+    register: bool = True,
+    **settled: Any,
 ) -> Any:
     """Make a merge method of a function that is annotated with `Parameter` and `Return`.
 
     Raises `RecipeError` for what has no counterpart: classes with key maps, arguments without annotations.
     """
+    for name, value in settled.items():
+        if name not in _SETTLED:
+            raise RecipeError(f"merge_method has no argument {name!r}", hint=nearest_hint(name, _SETTLED))
+        if value and name in ("is_conversion", "is_interface", "implements"):
+            raise RecipeError(f"merge_method with {name} is not read: neither conversions nor interfaces are")
     if function is None:
         return lambda given: merge_method(given, identifier=identifier, register=register)
     if inspect.isclass(function):
@@ -94,7 +142,7 @@ def merge_method(
         setattr(holder, method.name, method)
         sys.modules[holder.__name__] = holder
         METHODS.add_module(holder)
-    return method
+    return Declared(method, function)
 
 
 def _translated(function: Callable[..., Any], name: str) -> Method[..., Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remelt.api import merging
+from remelt.compat.sd_mecha.methods import is_delta
 from remelt.compat.sd_mecha.recipes import PathLike, finished, node
+from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError
 from remelt.recipe.node import Node
 
@@ -18,11 +21,12 @@ if TYPE_CHECKING:
 
 Output = MutableMapping[str, "Tensor"] | PathLike | None
 _SETTLED = (
-    *("output_device", "save_device", "total_buffer_size", "memoize_intermediates", "validate_mm_contract", "cache"),
-    *("tqdm", "check_extra_keys", "strict_mandatory_keys", "allow_empty_merge", "strict_weight_space"),
-    *("strict_merge_space", "model_dirs"),
+    *("total_buffer_size", "memoize_intermediates", "validate_mm_contract", "cache", "tqdm", "check_extra_keys"),
+    *("strict_weight_space", "strict_merge_space", "model_dirs", "output_device", "allow_empty_merge"),
 )
-"""Arguments that say how sd-mecha works, or what remelt always does."""
+"""Arguments of ``merge`` beside those that are named: how sd-mecha works, or what is looked at below."""
+_SETTLED_THEN = ("save_device", "total_buffer_size", "strict_weight_space")
+"""Those of the mergers of sd-mecha 0."""
 
 
 def set_log_level(level: str = "INFO") -> None:
@@ -38,20 +42,26 @@ def merge(
     merge_dtype: object = "float32",
     output_dtype: object = "float16",
     threads: int | None = None,
-    check_finite_output: bool = True,
-    omit_non_finite_inputs: bool = True,
+    check_finite_output: bool | None = None,
+    omit_non_finite_inputs: bool | None = None,
+    strict_mandatory_keys: bool = False,
     output: Output = None,
     **settled: Any,
 ) -> Any:
     """Merge a recipe to a file, into a dictionary, or to a new one, as sd-mecha 1 does.
 
     Results are of ``output_dtype``, float16 by default; None leaves each tensor its own type. Integers stay integers.
+    NaN and infinities are refused; unless ``omit_non_finite_inputs`` is set, which takes such tensors for missing, or
+    ``check_finite_output`` is False, which keeps them. With ``strict_mandatory_keys`` every model has all keys.
     """
-    for name in settled:
-        if name not in _SETTLED:
-            raise OptionError(f"merge has no argument {name!r}")
+    _known("merge", settled, _SETTLED, merge)
+    if settled.get("allow_empty_merge"):
+        raise OptionError("remelt writes no empty results: allow_empty_merge is not here")
+    graph = finished(node(recipe), clamped=False)
+    strict = settled.get("strict_merge_space") or ("weight" if settled.get("strict_weight_space") else None)
+    _held_to(graph, strict)
     return _merged(
-        finished(node(recipe), clamped=False),
+        graph,
         output,
         folders=settled.get("model_dirs") or (),
         fallback=fallback_model,
@@ -59,7 +69,31 @@ def merge(
         compute=merge_dtype,
         stored=output_dtype,
         threads=threads or None,
+        missing="error" if strict_mandatory_keys else "first",
+        nonfinite="missing" if omit_non_finite_inputs else "keep" if check_finite_output is False else "error",
+        moved_to=settled.get("output_device"),
     )
+
+
+def _known(name: str, given: Iterable[str], settled: Sequence[str], function: Callable[..., Any]) -> None:
+    """Refuse an argument that sd-mecha never had."""
+    for argument in given:
+        if argument not in settled:
+            taken = [one.name for one in signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY]
+            hint = nearest_hint(argument, (*settled, *taken))
+            raise OptionError(f"{name} has no argument {argument!r}", hint=hint)
+
+
+def _held_to(recipe: Node, space: object) -> None:
+    """Refuse a result that is in another space than was asked for."""
+    wanted = None if space is None else str(getattr(space, "identifier", space))
+    if wanted is None:
+        return
+    if wanted not in ("weight", "delta"):
+        raise OptionError(f"strict_merge_space is weight or delta, but got {wanted!r}")
+    found = "delta" if is_delta(recipe) else "weight"
+    if found != wanted:
+        raise OptionError(f"the recipe's result is a {found}, but strict_merge_space is {wanted!r}")
 
 
 class RecipeMerger:
@@ -73,6 +107,7 @@ class RecipeMerger:
         default_dtype: object = "float64",
         **settled: object,
     ) -> None:
+        _known("RecipeMerger", settled, ("tqdm",), RecipeMerger.__init__)
         named = [models_dir] if isinstance(models_dir, (str, os.PathLike)) else list(models_dir or ())
         self.folders = [Path(one).absolute() for one in named]
         self.device, self.dtype = default_device, default_dtype
@@ -91,10 +126,13 @@ class RecipeMerger:
 
         ``add_difference`` of three models stays between the first two, as it did then.
         """
+        _known("merge_and_save", settled, _SETTLED_THEN, RecipeMerger.merge_and_save)
+        graph = finished(node(recipe), clamped=True)
+        _held_to(graph, "weight" if settled.get("strict_weight_space") else None)
         if isinstance(output, (str, os.PathLike)):
             output = Path(self.folders[0] if self.folders else Path.cwd(), output)
         _merged(
-            finished(node(recipe), clamped=True),
+            graph,
             output,
             folders=self.folders,
             fallback=fallback_model,
@@ -102,6 +140,7 @@ class RecipeMerger:
             compute=self.dtype,
             stored=save_dtype,
             threads=threads,
+            moved_to=settled.get("save_device"),
         )
 
 
@@ -137,6 +176,9 @@ def _merged(
     compute: object,
     stored: object,
     threads: int | None,
+    missing: str = "first",
+    nonfinite: str = "error",
+    moved_to: object = None,
 ) -> Any:
     if fallback is not None:
         recipe = recipe | node(fallback)
@@ -151,9 +193,12 @@ def _merged(
         compute_dtype=_dtype(compute) or "float32",
         dtype=_dtype(stored),
         threads=threads,
-        missing="first",
+        missing=missing,
+        nonfinite=nonfinite,
         overwrite=True,
     )
+    if kept is None and moved_to is not None:
+        found = {key: tensor.to(moved_to) for key, tensor in found.items()}
     if isinstance(output, MutableMapping):
         output.update(found)
         return output

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from remelt.compat.sd_mecha.recipes import Hyper, RecipeNodeOrValue, node, plain
+from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError
-from remelt.recipe.node import Call, Model, Node, Parameter, Value
-from remelt.text.eras.methods import VERSION_0_1, OldMethod
+from remelt.methods import METHODS
+from remelt.recipe.node import Call, Node, Value
+from remelt.recipe.walk import topological
+from remelt.text.eras.methods import HEADERLESS, MISSING, OLDEST, VERSION_0_1, OldMethod, differences
 
 _IGNORED = ("device", "dtype", "cache")
 """Arguments of every method of sd-mecha 0: where and in what it computed. An option of the merge says that today."""
@@ -19,24 +22,10 @@ def _made(name: str, method: OldMethod) -> Function:
     """A function of the field's arguments that makes a call of the method's name today."""
 
     def made(*args: RecipeNodeOrValue, **named: Any) -> Node:
-        operands: list[Node] = []
-        values: dict[str, Any] = {}
-        positional = [(method.at(place), given) for place, given in enumerate(args)]
-        for argument, given in [*positional, *named.items()]:
-            if argument is None:
-                raise RecipeError(f"{name} takes {method.fixed} models and {', '.join(method.values)}, but got more")
-            if argument in method.operands:
-                operands.append(node(given))
-            elif argument in method.values:
-                values[argument] = given
-            elif argument not in _IGNORED:
-                raise RecipeError(f"{name} has no argument {argument!r}")
-        kwargs = []
-        for argument in method.values:
-            value = plain(values.get(argument))
-            if value is not None and argument not in method.dropped:
-                kwargs.append((argument, value if isinstance(value, Node) else Value(value)))
-        return Call(method.name, tuple(operands), tuple(kwargs))
+        kept = [(argument, given) for argument, given in named.items() if argument not in _IGNORED]
+        operands, values = method.bind(args, kept)
+        given = {argument: _value(value) for argument, value in values.items() if value is not None}
+        return method.call([node(one) for one in operands], given)
 
     made.__name__ = made.__qualname__ = name
     made.__doc__ = (
@@ -45,8 +34,37 @@ def _made(name: str, method: OldMethod) -> Function:
     return made
 
 
+def _value(given: object) -> Node:
+    """An argument that is no operand, as a node."""
+    value = plain(given)
+    return value if isinstance(value, Node) else Value(value)
+
+
+def _passed_over(name: str, given: Mapping[str, object], known: Collection[str]) -> None:
+    """Refuse what a function neither takes nor may pass over."""
+    for argument in given:
+        if argument not in _IGNORED:
+            raise RecipeError(f"{name} has no argument {argument!r}", hint=nearest_hint(argument, known))
+
+
 def _method(name: str) -> Function:
     return _made(name, VERSION_0_1[name])
+
+
+def _dropped(name: str) -> Function:
+    """A method that sd-mecha 1 no longer has."""
+    return _made(name, (HEADERLESS if name in HEADERLESS else OLDEST)[name])
+
+
+def _missing(name: str) -> Function:
+    """A method that is known, and not here yet."""
+
+    def missing(*args: object, **named: object) -> Node:
+        raise RecipeError(f"{name} of sd-mecha is not in remelt yet", hint=MISSING[name])
+
+    missing.__name__ = missing.__qualname__ = name
+    missing.__doc__ = f"``{name}`` is refused: {MISSING[name]}."
+    return missing
 
 
 weighted_sum = _method("weighted_sum")
@@ -58,31 +76,43 @@ perpendicular_component = _method("perpendicular_component")
 geometric_sum = _method("geometric_sum")
 multiply_quotient = _method("multiply_quotient")
 train_difference_mask = _method("train_difference_mask")
+add_opposite_mask = _method("add_opposite_mask")
+add_strict_opposite_mask = _method("add_strict_opposite_mask")
 clamp = _method("clamp")
+clip = _dropped("clip")
 add_cosine_a = cosine_add_a = _method("add_cosine_a")
 add_cosine_b = cosine_add_b = _method("add_cosine_b")
-crossover = _method("crossover")
+top_k_tensor_sum = _method("top_k_tensor_sum")
 ties_sum = _method("ties_sum")
 ties_sum_extended = _method("ties_sum_extended")
 ties_sum_with_dropout = _method("ties_sum_with_dropout")
 model_stock = model_stock_for_tensor = _method("model_stock")
 geometric_median = _method("geometric_median")
+truncate_rank = _method("truncate_rank")
+truncate_kronecker = _method("truncate_kronecker")
 fallback = _method("fallback")
 pick_component = _method("pick_component")
 omit_component = _method("omit_component")
+stack = _method("stack")
+exchange_ema = _method("exchange_ema")
+balance_attention = _method("balance_attention")
+train_difference = _dropped("train_difference")
+add_opposite = _dropped("add_opposite")
+clamped_add_opposite = _dropped("clamped_add_opposite")
+select_max_delta = _dropped("select_max_delta")
+distribution_crossover = _dropped("distribution_crossover")
+rebasin = _missing("rebasin")
+randperm = _missing("randperm")
+omit_non_finite = _missing("omit_non_finite")
+get_dtype = _missing("get_dtype")
+get_device = _missing("get_device")
+get_rank_from_ratio = _missing("get_rank_from_ratio")
 _add_difference = _method("add_difference")
 _dropout = _method("dropout")
 _rotate = _method("rotate")
-_tensor_sum, _top_k_tensor_sum = _method("tensor_sum"), _method("top_k_tensor_sum")
-
-
-def _dropped(name: str, operands: str, values: str) -> Function:
-    """A method that sd-mecha 1 no longer has."""
-    return _made(name, OldMethod(name, tuple(operands.split()), False, tuple(values.split())))
-
-
-train_difference = _dropped("train_difference", "a b c", "alpha")
-distribution_crossover = _dropped("distribution_crossover", "a b c", "alpha tilt")
+_tensor_sum, _top_k_tensor_sum = _method("tensor_sum"), top_k_tensor_sum
+_crossover = _method("crossover")
+_ties_with_dare = _dropped("ties_sum_with_dropout")
 
 
 def cast(a: RecipeNodeOrValue, device: object = None, dtype: object = None) -> Node:
@@ -92,6 +122,13 @@ def cast(a: RecipeNodeOrValue, device: object = None, dtype: object = None) -> N
     return Call("cast", (node(a),), (("dtype", Value(str(dtype).removeprefix("torch."))),))
 
 
+def crossover(*args: RecipeNodeOrValue, **named: Any) -> Node:
+    """Low frequencies of one model, high ones of another; ``alpha`` was a ``mean`` once."""
+    if "mean" in named and "alpha" not in named:
+        named["alpha"] = named.pop("mean")
+    return _crossover(*args, **named)
+
+
 def add_difference(
     a: RecipeNodeOrValue,
     b: RecipeNodeOrValue,
@@ -99,50 +136,50 @@ def add_difference(
     *,
     alpha: Hyper = 1.0,
     clamp_to_ab: bool | None = None,
-    **ignored: object,
+    **named: object,
 ) -> Node:
     """``a + alpha * b`` for a difference ``b``, or ``a + alpha * (b - c)``.
 
     With ``clamp_to_ab`` the result of three models stays between the first two; unless it says, it does so where a
     `RecipeMerger` merges it, as in sd-mecha 0.
     """
+    _passed_over("add_difference", named, ("alpha", "clamp_to_ab"))
     if c is None:
         if clamp_to_ab:
             raise RecipeError("add_difference is clamped between two models: it needs a third, from which b differs")
         return _add_difference(a, b, alpha=alpha)
     first, second, third = node(a), node(b), node(c)
     if clamp_to_ab is None:  # the merger's era tells: see `finished`
-        value = plain(alpha)
-        return Call(
-            "add_difference", (first, second, third), (("alpha", value if isinstance(value, Node) else Value(value)),)
-        )
+        return Call("add_difference", (first, second, third), (("alpha", _value(alpha)),))
     result = _add_difference(first, subtract(second, third), alpha=alpha)
     return clamp(result, first, second) if clamp_to_ab else result
 
 
 def add_perpendicular(
-    a: RecipeNodeOrValue, b: RecipeNodeOrValue, c: RecipeNodeOrValue, *, alpha: Hyper = 1.0, **ignored: object
+    a: RecipeNodeOrValue, b: RecipeNodeOrValue, c: RecipeNodeOrValue, *, alpha: Hyper = 1.0, **named: object
 ) -> Node:
     """``a`` and that part of ``b - c`` which stands at a right angle to ``a - c``."""
+    _passed_over("add_perpendicular", named, ("alpha",))
     first, third = node(a), node(c)
     return _add_difference(first, perpendicular_component(subtract(first, third), subtract(b, third)), alpha=alpha)
 
 
 def _deltas(base: Node, models: tuple[RecipeNodeOrValue, ...]) -> list[Node]:
     """Each model's difference from the base; what is a difference already stays."""
-    return [one if _is_delta(one) else subtract(one, base) for one in map(node, models)]
+    return [one if is_delta(one) else subtract(one, base) for one in map(node, models)]
 
 
-def _is_delta(one: Node) -> bool:
-    if isinstance(one, (Model, Parameter)):
-        return one.space == "delta"
-    return isinstance(one, Call) and one.method in ("subtract", "scale", "ties_sum", "perpendicular_component")
+def is_delta(one: Node) -> bool:
+    """Whether a recipe gives a difference of models, by what its methods declare."""
+    returns = {name: method.returns for name, method in METHODS.items()}
+    return differences(topological(one), returns)[id(one)]
 
 
 def add_difference_ties(
-    base: RecipeNodeOrValue, *models: RecipeNodeOrValue, alpha: Hyper = 1.0, k: float = 1.0, **ignored: object
+    base: RecipeNodeOrValue, *models: RecipeNodeOrValue, alpha: Hyper = 1.0, k: float = 1.0, **named: object
 ) -> Node:
     """TIES merging of models that were trained from one base."""
+    _passed_over("add_difference_ties", named, ("alpha", "k"))
     first = node(base)
     return _add_difference(first, ties_sum(*_deltas(first, models), k=k), alpha=alpha)
 
@@ -155,17 +192,18 @@ def add_difference_ties_extended(
     return _add_difference(first, ties_sum_extended(*_deltas(first, models), k=k, **named), alpha=alpha)
 
 
-def add_ties_with_dare(base: RecipeNodeOrValue, *models: RecipeNodeOrValue, alpha: Hyper = 1.0, **named: Any) -> Node:
+def add_ties_with_dare(
+    base: RecipeNodeOrValue, *models: RecipeNodeOrValue, alpha: Hyper = 1.0, k: float = 1.0, **named: Any
+) -> Node:
     """TIES merging of deltas of which a random part was dropped."""
     first = node(base)
-    return _add_difference(first, ties_sum_with_dropout(*_deltas(first, models), **named), alpha=alpha)
+    return _add_difference(first, ties_sum_with_dropout(*_deltas(first, models), k=k, **named), alpha=alpha)
 
 
-def ties_with_dare(
-    base: RecipeNodeOrValue, *models: RecipeNodeOrValue, alpha: Hyper = 0.5, k: float = 0.2, **named: Any
-) -> Node:
-    """The same, with what sd-mecha 0 assumed."""
-    return add_ties_with_dare(base, *models, alpha=alpha, k=k, **named)
+def ties_with_dare(base: RecipeNodeOrValue, *models: RecipeNodeOrValue, alpha: Hyper = 0.5, **named: Any) -> Node:
+    """The same, with what sd-mecha 0 assumed, and its switches."""
+    first = node(base)
+    return _add_difference(first, _ties_with_dare(*_deltas(first, models), **named), alpha=alpha)
 
 
 def n_model_stock(base: RecipeNodeOrValue, *models: RecipeNodeOrValue, **named: Any) -> Node:
@@ -199,12 +237,18 @@ def rotate(
     b: RecipeNodeOrValue,
     c: RecipeNodeOrValue | None = None,
     *,
-    alignment: Hyper = 1.0,
-    alpha: Hyper = 0.0,
-    **ignored: object,
+    alignment: Hyper | None = None,
+    alpha: Hyper | None = None,
+    beta: Hyper | None = None,
+    **named: Any,
 ) -> Node:
-    """``a`` turned towards ``b``, neuron by neuron."""
-    return _around(c, a, b, lambda x, y: _rotate(x, y, alignment=alignment, alpha=alpha))
+    """``a`` turned towards ``b``, neuron by neuron; with ``beta``, ``alpha`` is the alignment, as it first was."""
+    if beta is not None:
+        if alignment is not None:
+            raise RecipeError("rotate takes alignment and alpha, or alpha and beta as it first did, not all of them")
+        alignment, alpha = alpha, beta
+    turn, pull = 1.0 if alignment is None else alignment, 0.0 if alpha is None else alpha
+    return _around(c, a, b, lambda x, y: _rotate(x, y, alignment=turn, alpha=pull, **named))
 
 
 def copy_region(
@@ -215,9 +259,10 @@ def copy_region(
     width: Hyper = 1.0,
     offset: Hyper = 0.0,
     top_k: bool = False,
-    **ignored: object,
+    **named: object,
 ) -> Node:
     """``a`` with a region of ``b``."""
+    _passed_over("copy_region", named, ("width", "offset", "top_k"))
     method = _top_k_tensor_sum if top_k else _tensor_sum
     return _around(c, a, b, lambda x, y: method(x, y, width=width, offset=offset))
 

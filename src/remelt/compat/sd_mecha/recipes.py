@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from remelt.api import recipes as texts
-from remelt.api.recipes import RECIPE_SUFFIXES, load_recipe, write_text
+from remelt.api.recipes import load_recipe, names_recipe, write_text
+from remelt.compat.sd_mecha.block_numbers import NumbersByBlock, arch_of
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError
 from remelt.recipe import node as nodes
 from remelt.recipe.blocks import KEYS, BlockWeights, Rule, literal_glob
-from remelt.recipe.blocks import blocks as named_blocks
 from remelt.recipe.node import Call, Model, Node, Value
 from remelt.recipe.walk import rewrite
+from remelt.text.eras.blocks import BLOCK_CONFIGS
 from remelt.text.eras.methods import ADAPTERS, CONFIGS
 from remelt.text.eras.reader import ARCHS
 from remelt.text.eras.weights import block_names, block_weights, components_of
@@ -24,6 +25,23 @@ from remelt.text.eras.weights import block_names, block_weights, components_of
 PathLike = str | os.PathLike[str]
 RecipeNodeOrValue = Node | PathLike | Mapping[str, Any] | float | BlockWeights
 Hyper = float | dict[str, float] | BlockWeights | Node
+_BY_BLOCK = "its numbers are by block: convert(literal, model) makes weights of them"
+_RENAMED = "its keys have other names: convert the file to its usual layout first"
+UNREAD = {
+    "sd1-kohya": _RENAMED,
+    "sdxl-kohya": _RENAMED,
+    "sdxl-kohya_but_diffusers": _RENAMED,
+    "sdxl-diffusers_unet_only": _RENAMED,
+    "sd1-supermerger_blocks": _BY_BLOCK,
+    "sdxl-supermerger_blocks": _BY_BLOCK,
+    "singleton-mecha": "it is one number: write that",
+    **{
+        f"{base}_{kind}_lora": ADAPTERS
+        for base in ("sd1-kohya", "sdxl-kohya", "sdxl-kohya_but_diffusers")
+        for kind in ("kohya", "lycoris")
+    },
+}
+"""The model configs of sd-mecha 1.1.8 that are no model's here, with what to do instead."""
 _SPACES = {"base": "weight", "weight": "weight", "delta": "delta", "param": "param"}
 
 
@@ -45,6 +63,8 @@ def node(given: object) -> Node:
 
 def plain(given: object) -> Any:
     """An argument that is no model: weights by the block names of sd-mecha 0 become today's."""
+    if isinstance(given, NumbersByBlock):
+        return given.weights()
     if isinstance(given, Mapping):
         if all(isinstance(name, str) and isinstance(weight, (int, float)) for name, weight in given.items()):
             return block_weights(given)
@@ -96,6 +116,8 @@ def _arch(given: object) -> str | None:
         return ARCHS.get(name) or CONFIGS[name]
     if name.endswith("_lora"):
         raise RecipeError(f"the model config {name!r} is an adapter's", hint=ADAPTERS)
+    if name in UNREAD:
+        raise RecipeError(f"the model config {name!r} is not read", hint=UNREAD[name])
     raise RecipeError(
         f"no model config is named {name!r}",
         hint=nearest_hint(name, [*CONFIGS, *ARCHS]) or "leave it away: the architecture is inferred",
@@ -138,9 +160,7 @@ def blocks(
 
 def literal(value: Any, config: object = None, merge_space: object = None) -> Any:
     """A value as a recipe takes it: numbers by block or key, tensors in memory, or itself."""
-    if isinstance(value, Mapping) and value and all(isinstance(one, (int, float)) for one in value.values()):
-        return _weights(value, config)
-    return node(value) if isinstance(value, Mapping) else value
+    return _numbers(value, config) if _is_numbers(value) else node(value) if isinstance(value, Mapping) else value
 
 
 def convert(recipe: Any, *targets: object) -> Any:
@@ -148,8 +168,11 @@ def convert(recipe: Any, *targets: object) -> Any:
 
     Raises `RecipeError` where keys would have other names: those conversions come later.
     """
-    if isinstance(recipe, Mapping) and recipe and all(isinstance(one, (int, float)) for one in recipe.values()):
-        return _weights(recipe, None)
+    weights = _numbers(recipe, None) if _is_numbers(recipe) else recipe
+    if isinstance(weights, NumbersByBlock):
+        return weights.towards(arch_of(targets, _arch))
+    if isinstance(weights, BlockWeights):
+        return weights
     wanted = {_arch(one) for one in targets if isinstance(one, str) or hasattr(one, "identifier")}
     wanted |= {one.arch for one in targets if isinstance(one, Model)}
     found = node(recipe)
@@ -159,12 +182,17 @@ def convert(recipe: Any, *targets: object) -> Any:
     return found
 
 
-def _weights(named: Mapping[str, float], config: object) -> BlockWeights:
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(one, (int, float)) for one in value.values())
+
+
+def _numbers(named: Mapping[str, float], config: object) -> NumbersByBlock | BlockWeights:
     """Numbers by block where the names are those of blocks, else by key."""
-    is_blocks = config is None or str(getattr(config, "identifier", config)).endswith("_blocks")
-    if is_blocks and not any("." in name for name in named):
-        return named_blocks(dict(named))
-    escaped = {literal_glob(name): float(w) for name, w in named.items()}
+    name = None if config is None else str(getattr(config, "identifier", config))
+    if (name is None or name.endswith("_blocks")) and not any("." in key for key in named):
+        arch = next((arch for arch, told in BLOCK_CONFIGS.items() if told.config == name), None)
+        return NumbersByBlock({key: float(number) for key, number in named.items()}, arch)
+    escaped = {literal_glob(key): float(number) for key, number in named.items()}
     return BlockWeights((Rule(KEYS, named=tuple(escaped.items())),))
 
 
@@ -188,14 +216,14 @@ def deserialize(recipe: str | list[str] | os.PathLike[str]) -> Node:
     """The recipe that a text says, in any grammar, whole or by lines; or that a file holds."""
     if isinstance(recipe, list):
         return texts.deserialize("\n".join(line.rstrip("\r\n") for line in recipe))
-    if isinstance(recipe, os.PathLike) or ("\n" not in recipe and Path(recipe).suffix in RECIPE_SUFFIXES):
+    if isinstance(recipe, os.PathLike) or ("\n" not in recipe and names_recipe(recipe)):
         return load_recipe(recipe).recipe
     return texts.deserialize(recipe)
 
 
 def deserialize_path(recipe: PathLike, models_dir: PathLike | None = None) -> Node:
     """The recipe of a file, or the model of one."""
-    if Path(recipe).suffix in RECIPE_SUFFIXES:
+    if names_recipe(recipe):
         return load_recipe(recipe).recipe
     return nodes.model(recipe if models_dir is None else Path(models_dir, recipe))
 

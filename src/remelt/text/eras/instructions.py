@@ -82,6 +82,8 @@ def _words(source: SourceText, line: str, number: int, *, escapes: bool) -> Iter
         found = _WORD[escapes].match(line, place)
         assert found is not None
         bare, text = found["bare"], found["text"]
+        if bare.startswith("#"):
+            raise source.refuse("a comment stands on a line of its own", number, place + 1)
         column, width = place + 1, found.end() - place
         if found.end() == place:  # some other blank, such as a form feed
             raise source.refuse("words stand apart by spaces and tabs", number, column)

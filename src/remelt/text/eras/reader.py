@@ -7,21 +7,25 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from remelt.core.nearest import nearest_hint
-from remelt.errors import RecipeError, Span
-from remelt.recipe.blocks import KEYS, BlockWeights, Rule, blocks, literal_glob
-from remelt.recipe.node import Call, Model, Node, Parameter, Value, model, parameter
+from remelt.errors import RecipeError, RecipeSyntaxError, Span
+from remelt.recipe.blocks import KEYS, BlockWeights, Rule, literal_glob
+from remelt.recipe.node import SPACES, Call, Model, Node, Parameter, Value, model, parameter
+from remelt.recipe.walk import topological
 from remelt.text.document import Document, Step
+from remelt.text.eras.blocks import BLOCK_CONFIGS, BlockConfig, BlockNumbers
 from remelt.text.eras.instructions import Instruction, Word, instructions
 from remelt.text.eras.methods import (
     ADAPTERS,
-    BLOCK_CONFIGS,
     CONFIGS,
     HEADERLESS,
     INSTEAD,
+    MISSING,
     OLDEST,
     TURNED,
     VERSION_0_1,
+    ArgumentError,
     OldMethod,
+    differences,
 )
 from remelt.text.eras.weights import WeightNameError, first_weights
 from remelt.text.eras.words import Era, Named, Result, Words
@@ -30,13 +34,14 @@ from remelt.text.statements import comments_between
 
 ARCHS = {"sd1": "sd1", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
 _SPACES = {"BASE": "weight", "MODEL": "weight", "DELTA": "delta", "LORA": "delta"}
-_BLOCKS = {one.config: one.conversion for one in BLOCK_CONFIGS.values()}
-_PLAIN = ("convert_singleton", *_BLOCKS.values())
+_BLOCKS = {one.config: one for one in BLOCK_CONFIGS.values()}
+_CONVERSIONS = {one.conversion: one for one in BLOCK_CONFIGS.values()}
+_CONSTANTS = {"null": None, "true": True, "false": False}
+_PYTHON = {"None": None, "True": True, "False": False}
 
-
-VERSION = Era("version 0.1.0", True, "merge", True, VERSION_0_1, ("dict", "literal", "model", "merge"))
-UNVERSIONED = Era("headerless", False, "merge", False, HEADERLESS, ("dict", "model", "parameter", "merge"))
-FIRST = Era("oldest", False, "call", False, OLDEST, ("dict", "model", "lora", "parameter", "call"), first_weights)
+VERSION = Era("version 0.1.0", True, "merge", _CONSTANTS, VERSION_0_1, ("dict", "literal", "model", "merge"))
+UNVERSIONED = Era("headerless", False, "merge", _PYTHON, HEADERLESS, ("dict", "model", "parameter", "merge"))
+FIRST = Era("oldest", False, "call", _PYTHON, OLDEST, ("dict", "model", "lora", "parameter", "call"), first_weights)
 
 
 def read_version_0_1(source: SourceText, version_line: int) -> Document:
@@ -65,6 +70,7 @@ class _Reader(Words):
             self.era.call: self.call,
         }
         last: Instruction | None = None
+        comments: tuple[str, ...] = ()
         for last in instructions(self.source, first_line, escapes=self.era.escapes):
             self.line = last.line
             command = last.command
@@ -74,25 +80,37 @@ class _Reader(Words):
                 raise self.refuse(command, f"{command.text[:40]!r} is no instruction of this grammar", hint)
             result = commands[command.text](last)
             self.results.append(result)
-            if last.comments and isinstance(result, Node):
+            comments += last.comments
+            if comments and isinstance(result, Node) and not isinstance(result, Value):
                 name = f"step_{len(self.results) - 1}"
-                steps.append(Step(name, last.line, result, result, last.comments, used=True))
+                steps.append(Step(name, last.line, result, result, comments, used=True))
+                comments = ()
         if last is None:
             raise self.source.refuse("the recipe says nothing", first_line, hint="its last line is the result")
         root = self.results[-1]
         if not isinstance(root, Node) or isinstance(root, Value):
             raise self.refuse(last.command, "the last line is a recipe's result, but this is no model", "add a merge")
-        return Document(self.with_copied(root), tuple(steps), heading=tuple(heading), grammar=self.era.title)
+        return Document(
+            self.with_copied(root),
+            tuple(steps),
+            heading=tuple(heading),
+            trailing=comments_between(self.source, last.line + 1, len(self.source.lines) + 1),
+            grammar=self.era.title,
+        )
 
     def with_copied(self, root: Node) -> Node:
-        """The result, with the VAE of the first model: in the headerless era it was never merged."""
-        if self.era is not UNVERSIONED or not self.archs or not isinstance(root, Call):
+        """The result, with the VAE of the first model: in the headerless era it was never merged.
+
+        A difference has no such model. A parameter may be the first: what fills it has the right VAE, too.
+        """
+        if self.era is not UNVERSIONED or not isinstance(root, Call):
+            return root
+        order = topological(root)
+        if differences(order)[id(root)] or not (self.archs or any(isinstance(node, Parameter) for node in order)):
             return root
         first: Node = root
-        while isinstance(first, Call) and first.args:
+        while isinstance(first, Call):
             first = first.args[0]
-        if not isinstance(first, Model):
-            return root
         return Call("fallback", (Call("pick_component", (first,), (("component", Value("vae")),)), root))
 
     # ---- instructions ----
@@ -109,14 +127,14 @@ class _Reader(Words):
         if instruction.words:
             raise self.refuse(instruction.words[0], "a dict holds names with values, as in IN00=0.2")
 
-    def literal(self, instruction: Instruction) -> Value:
+    def literal(self, instruction: Instruction) -> Value | BlockNumbers:
         self.only(instruction, 1, ("model_config", "merge_space"))
         if not instruction.words:
             raise self.refuse(instruction.command, "a literal holds a value or the number of a dict")
         (word,) = instruction.words
         config = self.text(instruction, 1, ("model_config",), "a model config")
         found = self.value(word)
-        if isinstance(found, Value):
+        if isinstance(found, (Value, BlockNumbers)):
             return found
         if not isinstance(found, Named):
             raise self.refuse(word, "a literal holds a value or the number of a dict")
@@ -124,9 +142,19 @@ class _Reader(Words):
             return Value(found.items["key"], span=self.source.span(self.line, word.column, word.width))
         numbers = self.numbers(word, found)
         if config in _BLOCKS:
-            return Value(blocks(numbers))
+            return self.by_block(_BLOCKS[config], found, numbers)
         escaped = {literal_glob(key): number for key, number in numbers.items()}
         return Value(BlockWeights((Rule(KEYS, named=tuple(escaped.items())),)))
+
+    def by_block(self, config: BlockConfig, found: Named, numbers: Mapping[str, float]) -> BlockNumbers:
+        """Numbers by block, whose names the config has."""
+        for name in numbers:
+            if name not in config.blocks:
+                at = found.words[name]
+                hint = nearest_hint(name, config.blocks) or f"it has BASE, {config.unet[0]} to {config.blocks[-1]}"
+                message = f"{name[:40]!r} is no block of {config.config}"
+                raise self.source.refuse(message, found.line, at.column, len(name), hint)
+        return BlockNumbers(config, numbers)
 
     def numbers(self, word: Word, found: Named) -> dict[str, float]:
         """The values of a dict, which are numbers."""
@@ -141,18 +169,23 @@ class _Reader(Words):
 
     def model(self, instruction: Instruction) -> Model:
         if self.era is VERSION:
-            self.only(instruction, 3, ("model_config", "config", "merge_space"))
-            config = self.text(instruction, 1, ("model_config", "config"), "a model config")
+            names = ("model_config", "config"), ("merge_space",)
+            self.only(instruction, 3, (*names[0], *names[1]))
+            config = self.text(instruction, 1, names[0], "a model config")
             if config is not None and config.endswith("_lora"):
-                raise self.refuse(instruction.words[0], f"this model is an adapter ({config})", ADAPTERS)
-            space = self.text(instruction, 2, ("merge_space",), "a merge space") or "weight"
-            arch = CONFIGS.get(config) if config is not None else None
-            return self.reference_to(instruction, space, arch)
+                word = self.word(instruction, 1, names[0])
+                raise self.refuse(word, f"this model is an adapter ({config})", ADAPTERS)
+            space = self.text(instruction, 2, names[1], "a merge space") or "weight"
+            if space not in SPACES:
+                hint = nearest_hint(space, SPACES) or f"one of {', '.join(SPACES)}"
+                raise self.refuse(self.word(instruction, 2, names[1]), f"{space!r} is no merge space", hint)
+            return self.reference_to(instruction, space, CONFIGS.get(config) if config is not None else None)
         self.only(instruction, 3, ("model_arch", "model_type"))
         old_arch = self.text(instruction, 1, ("model_arch",), "an arch")
         kind = self.text(instruction, 2, ("model_type",), "a model type")
         if kind not in (None, "base"):
-            raise self.refuse(instruction.words[-1], f"this model is of type {kind!r}", ADAPTERS)
+            word = self.word(instruction, 2, ("model_type",))
+            raise self.refuse(word, f"this model is of type {kind!r}", ADAPTERS)
         return self.reference_to(instruction, "weight", self.arch(instruction, 1, old_arch))
 
     def lora(self, instruction: Instruction) -> NoReturn:
@@ -163,9 +196,9 @@ class _Reader(Words):
         if name is None:
             return None
         if name not in ARCHS:
-            word = next((one for one in instruction.named if one.name == "model_arch"), None)
             hint = nearest_hint(name, ARCHS) or f"one of {', '.join(ARCHS)}"
-            raise self.refuse(word or instruction.words[place], f"{name!r} is no arch of sd-mecha 0", hint)
+            word = self.word(instruction, place, ("model_arch",))
+            raise self.refuse(word, f"{name!r} is no arch of sd-mecha 0", hint)
         self.archs.add(ARCHS[name])
         return ARCHS[name]
 
@@ -186,7 +219,8 @@ class _Reader(Words):
             raise self.refuse(instruction.command, "a parameter needs a name in quotes")
         space = self.text(instruction, 1, ("merge_space",), "a merge space") or "BASE"
         if space not in _SPACES:
-            raise self.refuse(instruction.words[1], f"{space!r} is no merge space of this grammar", "BASE or DELTA")
+            word = self.word(instruction, 1, ("merge_space",))
+            raise self.refuse(word, f"{space!r} is no merge space of this grammar", "BASE or DELTA")
         arch = self.arch(instruction, 2, self.text(instruction, 2, ("model_arch",), "an arch"))
         try:
             found = parameter(name, space=_SPACES[space], arch=arch)
@@ -196,7 +230,7 @@ class _Reader(Words):
 
     # ---- calls ----
 
-    def call(self, instruction: Instruction) -> Node:
+    def call(self, instruction: Instruction) -> Result:
         if not instruction.words:
             raise self.refuse(instruction.command, f"{self.era.call} needs a method's name in quotes")
         name, *words = instruction.words
@@ -207,8 +241,7 @@ class _Reader(Words):
             if plain is not None:
                 return plain
         method = self.method(name, instruction)
-        operands, values = self.bound(method, instruction, words)
-        return self.made(method, instruction, operands, values)
+        return self.made(method, instruction, *self.bound(method, instruction, words))
 
     def method(self, name: Word, instruction: Instruction) -> OldMethod:
         if name.text == "rotate" and any(word.name == "beta" for word in instruction.named):
@@ -219,96 +252,67 @@ class _Reader(Words):
         if name.text.startswith(("convert_", "extract_")):
             hint = "conversions between key layouts and adapters come later: convert the file first"
             raise self.refuse(name, f"{name.text[:80]!r} converts a model, which this remelt does not", hint)
+        if name.text in MISSING:
+            raise self.refuse(name, f"{name.text} of sd-mecha is not in remelt yet", MISSING[name.text])
         instead = f"write it in version 1: {INSTEAD[name.text]}" if name.text in INSTEAD else None
         message = f"{name.text[:80]!r} is no method of {self.era.title} recipes"
         raise self.refuse(name, message, instead or nearest_hint(name.text, self.era.methods))
 
-    def without_method(self, name: Word, words: Sequence[Word], instruction: Instruction) -> Value | None:
+    def without_method(self, name: Word, words: Sequence[Word], instruction: Instruction) -> Result | None:
         """What stands for plain values: they were wrapped to be arguments, and combined as models are."""
-        if name.text in _PLAIN:
+        if name.text == "convert_singleton" or name.text in _CONVERSIONS:
             if len(words) != 1 or instruction.named:
                 raise self.refuse(name, f"{name.text} takes one value")
             found = self.value(words[0])
-            if isinstance(found, Value):
+            if isinstance(found, (Value, BlockNumbers)):
                 return found
-            if name.text in _BLOCKS.values() and isinstance(found, Named):
-                return Value(blocks(self.numbers(words[0], found)))
+            if name.text in _CONVERSIONS and isinstance(found, Named):
+                return self.by_block(_CONVERSIONS[name.text], found, self.numbers(words[0], found))
             raise self.refuse(words[0], f"{name.text} takes a literal")
         if name.text != "fallback" or len(words) != 2 or instruction.named:
             return None
         first, second = map(self.value, words)
+        if isinstance(first, BlockNumbers):
+            if isinstance(second, BlockNumbers) and first.config is second.config:
+                return BlockNumbers(first.config, {**second.numbers, **first.numbers})
+            if isinstance(second, Value) and _is_number(second.value):
+                return Value(first.weights(float(second.value)))  # type: ignore[arg-type]
+            raise self.refuse(words[1], "block weights are completed by a number")
         if not isinstance(first, Value) or not isinstance(second, Value):
             return None
         weights, default = first.value, second.value
         if not isinstance(weights, BlockWeights):
             return first
-        if isinstance(default, (BlockWeights, int, float)) and not isinstance(default, bool):
-            return Value(weights | default)
+        if isinstance(default, BlockWeights) or _is_number(default):
+            return Value(weights | default)  # type: ignore[operator]
         raise self.refuse(words[1], "block weights are completed by a number")
 
     def bound(
         self, method: OldMethod, instruction: Instruction, words: Sequence[Word]
-    ) -> tuple[list[tuple[Word, Result]], dict[str, tuple[Word, Result]]]:
-        """The operands in order, and the values by the names of that time."""
-        operands: list[tuple[Word, Result]] = []
-        values: dict[str, tuple[Word, Result]] = {}
-        takes_three = method.name == "add_difference" and self.era is not VERSION
-        for place, word in enumerate(words):
-            found = word, self.value(word)
-            at = method.at(place)
-            if at in method.operands or (takes_three and place == method.fixed):
-                operands.append(found)
-            elif at is not None and self.era is VERSION:
-                values[at] = found
-            else:
-                raise self.refuse(word, f"{method.name} takes {len(method.operands)} models, but got more")
-        named: dict[str, tuple[Word, Result]] = {}
-        for word in instruction.named:
-            name = str(word.name)
-            if name in named or name in values:
-                raise self.refuse(word, f"{name!r} is given twice")
-            if name in method.operands[len(operands) : method.fixed]:
-                named[name] = word, self.value(word)
-            elif name in method.values:
-                values[name] = word, self.value(word)
-            elif name not in method.dropped:
-                known = (*method.operands, *method.values)
-                raise self.refuse(word, f"{method.name} had no argument {name!r}", nearest_hint(name, known))
-        operands += [named[name] for name in method.operands if name in named]
-        return operands, values
+    ) -> tuple[list[Word], dict[str, Word]]:
+        """The words of the operands in order, and those of the values by the names of that time."""
+        try:
+            return method.bind(words, [(str(word.name), word) for word in instruction.named])
+        except ArgumentError as error:
+            at = instruction.words[0] if error.place < 0 else [*words, *instruction.named][error.place]
+            raise self.refuse(at, error.message, error.hint) from None
 
     def made(
-        self,
-        method: OldMethod,
-        instruction: Instruction,
-        operands: Sequence[tuple[Word, Result]],
-        values: Mapping[str, tuple[Word, Result]],
+        self, method: OldMethod, instruction: Instruction, operands: Sequence[Word], values: Mapping[str, Word]
     ) -> Node:
-        args = tuple(self.operand(method, word, found) for word, found in operands)
-        if len(args) < method.fixed:
-            missing = ", ".join(method.operands[len(args) : method.fixed])
-            message = f"{method.name} needs {method.fixed} models, but {missing} is missing"
-            raise self.refuse(instruction.words[0], message)
-        kwargs: list[tuple[str, Node]] = []
-        spans = []
-        given = {name: self.number(word, found) for name, (word, found) in values.items()}
-        for name in method.values:
-            value = given.get(name, Value(method.assumed[name]) if name in method.assumed else None)
-            if value is None or name in method.dropped or (isinstance(value, Value) and value.value is None):
-                continue
-            if isinstance(value, Value) and name in method.changed:
-                value = Value(method.changed[name](value.value), span=value.span)
-            today = method.renamed.get(name, name)
-            kwargs.append((today, value))
-            if name in values:
-                word = values[name][0]
-                spans.append((today, self.source.span(self.line, word.column, word.width)))
+        args = tuple(self.operand(method, word) for word in operands)
+        given = {name: self.number(word) for name, word in values.items()}
         span = self.span_of(instruction)
-        if method.name == "cast" and not kwargs:
+        spans = {name: self.source.span(self.line, word.column, word.width) for name, word in values.items()}
+        try:
+            call = method.call(args, given, span, **spans)
+        except RecipeError as error:
+            raise self.refuse(instruction.words[0], error.message, error.hint) from None
+        if call.method == "cast" and not call.kwargs:
             return args[0]
-        if method.name == "add_difference" and len(args) == 3:
-            return self.clamped(args, kwargs, span)
-        return Call(method.name, args, tuple(kwargs), span=span, spans=tuple(spans))
+        if call.method == "add_difference" and len(args) == 3:
+            return self.clamped(args, call.kwargs, span)
+        return call
 
     def clamped(self, args: Sequence[Node], kwargs: Sequence[tuple[str, Node]], span: Span) -> Call:
         """``add_difference`` of three models, which that time kept between the first two."""
@@ -316,22 +320,34 @@ class _Reader(Words):
         added = Call("add_difference", (a, Call("subtract", (b, c), span=span)), tuple(kwargs), span=span)
         return Call("clamp", (added, a, b), span=span)
 
-    def operand(self, method: OldMethod, word: Word, found: Result) -> Node:
+    def operand(self, method: OldMethod, word: Word) -> Node:
+        found = self.value(word)
         if isinstance(found, Value) and isinstance(found.value, str):
             return Model(found.value, span=found.span)
-        if isinstance(found, (Named, Value)):
+        if isinstance(found, (Named, Value, BlockNumbers)):
             hint = "give the number of a model"
             raise self.refuse(word, f"{method.name} takes a model here, but this is a value", hint)
         return found
 
-    def number(self, word: Word, found: Result) -> Node:
+    def number(self, word: Word) -> Node:
         """An argument that is no operand; weights that a dict names become today's."""
-        if not isinstance(found, Named):
-            return found
-        if self.era is VERSION:
-            raise self.refuse(word, "a dict is no argument by itself", "make it a literal")
+        found = self.value(word)
         try:
+            if isinstance(found, BlockNumbers):
+                return Value(found.weights())
+            if not isinstance(found, Named):
+                return found
+            if self.era is VERSION:
+                raise self.refuse(word, "a dict is no argument by itself", "make it a literal")
             return Value(self.era.weights(self.numbers(word, found)))
         except WeightNameError as error:
-            at = found.words[error.name]
-            raise self.source.refuse(error.message, found.line, at.column, len(error.name), error.hint) from None
+            at = found.words[error.name]  # type: ignore[union-attr]
+            raise self.source.refuse(error.message, found.line, at.column, len(error.name), error.hint) from None  # type: ignore[union-attr]
+        except RecipeSyntaxError:
+            raise
+        except RecipeError as error:
+            raise self.refuse(word, error.message, error.hint) from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

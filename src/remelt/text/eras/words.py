@@ -11,12 +11,12 @@ from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeSyntaxError, Span
 from remelt.recipe.blocks import BlockWeights
 from remelt.recipe.node import Literal, Node, Value
+from remelt.text.eras.blocks import BlockNumbers
 from remelt.text.eras.instructions import Instruction, Word, refuse_word
 from remelt.text.eras.methods import OldMethod
 from remelt.text.eras.weights import block_weights
 from remelt.text.source import MOST_DIGITS, SourceText
 
-_CONSTANTS: dict[str, Literal] = {"null": None, "true": True, "false": False}
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -30,18 +30,18 @@ class Named:
     line: int
 
 
-Result = Node | Named
+Result = Node | Named | BlockNumbers
 
 
 @dataclass(frozen=True)
 class Era:
-    """How the recipes of a time were written: whether backslashes escape, the word for a call, whether
-    there are null, true and false, and the methods."""
+    """How the recipes of a time were written: whether backslashes escape, the word for a call, the words for
+    constants, and the methods."""
 
     title: str
     escapes: bool
     call: str
-    constants: bool
+    constants: Mapping[str, Literal]
     methods: Mapping[str, OldMethod]
     commands: tuple[str, ...]
     weights: Callable[[Mapping[str, float]], BlockWeights | float] = block_weights
@@ -79,15 +79,16 @@ class Words:
         text = word.text
         if word.quoted:
             return text
-        if text in _CONSTANTS and self.era.constants:
-            return _CONSTANTS[text]
+        if text in self.era.constants:
+            return self.era.constants[text]
         if _WHOLE.fullmatch(text) and len(text) <= MOST_DIGITS:
             return int(text)
         if _DECIMAL.fullmatch(text) and math.isfinite(number := float(text)):
             return number
-        raise self.refuse(
-            word, f"{text[:40]!r} is no value", "a number, a text in quotes, or the number of a result as &0"
-        )
+        if text.startswith("'"):
+            raise self.refuse(word, "a text stands in double quotes", f'as in "{text.strip(chr(39))[:40]}"')
+        hint = "a number, a text in quotes, or the number of a result as &0"
+        raise self.refuse(word, f"{text[:40]!r} is no value", hint)
 
     def reference(self, word: Word) -> Result:
         """An earlier result by its number."""
@@ -103,9 +104,7 @@ class Words:
 
     def text(self, instruction: Instruction, place: int, names: tuple[str, ...], what: str) -> str | None:
         """An argument that is a text, by its place or by one of its names; None where it is left out or null."""
-        found = [word for word in instruction.named if word.name in names]
-        if place < len(instruction.words):
-            found.append(instruction.words[place])
+        found = self._words(instruction, place, names)
         if not found:
             return None
         if len(found) > 1:
@@ -114,6 +113,14 @@ class Words:
         if value is not None and not isinstance(value, str):
             raise self.refuse(found[0], f"{what} is a text in quotes")
         return value
+
+    def word(self, instruction: Instruction, place: int, names: tuple[str, ...]) -> Word:
+        """The word of an argument that is given."""
+        return self._words(instruction, place, names)[0]
+
+    def _words(self, instruction: Instruction, place: int, names: tuple[str, ...]) -> list[Word]:
+        named = [word for word in instruction.named if word.name in names]
+        return [*instruction.words[place : place + 1], *named]
 
     def only(self, instruction: Instruction, most: int, names: tuple[str, ...]) -> None:
         """Refuse what an instruction does not take."""
