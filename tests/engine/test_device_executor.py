@@ -43,7 +43,7 @@ def test_tiles_that_travel_give_what_those_in_memory_give(name: str, monkeypatch
     tile = DeviceExecutor.tile
     monkeypatch.setattr(DeviceExecutor, "tile", lambda *given: (used.append(given), tile(*given))[1])
     for size in (2**16, 2**17, 2**22):
-        monkeypatch.setattr(device_executor, "TILE", size)
+        monkeypatch.setattr(device_executor, "DEVICE_TILE", size)
         found = rm.merge(recipe, threads=2)
         for key, value in expected.items():
             assert torch.equal(found[key].view(torch.uint8), value.view(torch.uint8)), (key, size)

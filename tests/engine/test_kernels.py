@@ -196,7 +196,7 @@ def use_tiles(patch: pytest.MonkeyPatch, tile: int) -> None:
     patch.setattr(cost, "SMALLEST_TILE", min(tile, cost.SMALLEST_TILE))
     patch.setattr(native_executor, "SLICE", tile)
     patch.setattr(native_executor, "_COPIED", tile)
-    patch.setattr(device_executor, "TILE", tile)
+    patch.setattr(device_executor, "DEVICE_TILE", tile)
     patch.setattr(torch_executor, "_TILE", tile)
     patch.setattr(torch_executor.DirectExecutor, "tile", tile)
 

@@ -31,7 +31,8 @@ def test_what_takes_minutes_is_warned_of() -> None:
     (warning,) = plan.warnings
     operations = 22.0 * (7 * 7**2 + 9000 * 3000**2 + 9000 * 3500**2)
     assert plan.seconds >= operations / 1e10 / 2
-    assert warning == "decomposed takes about 3 min 30 s for 3 tensors, the largest larger [9000, 3500]; faster: another one"
+    said = "decomposed takes about 3 min 30 s for 3 tensors, the largest larger [9000, 3500]; faster: another one"
+    assert warning == said
     assert f"warning: {warning}" in explain(plan)
 
 

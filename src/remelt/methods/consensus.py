@@ -3,23 +3,95 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from remelt.methods.selection import HELD, SELECTION, thresholds
-from remelt.recipe.method import Bindings, Delta, Flag, Numbers, Sums, merge_method
+from remelt.errors import RecipeError
+from remelt.methods.selection import ACROSS, HELD, SELECTION, thresholds
+from remelt.recipe.method import Bindings, Delta, Flag, Numbers, Reduction, Sums, merge_method
 
 
-def _trims(values: Bindings) -> bool:
+def trims(values: Bindings) -> bool:
+    """Whether any delta loses elements: where it is not known that all are kept."""
     k = values.get("k")
-    return not isinstance(k, tuple) or any(not isinstance(share, float) or share < 1.0 for share in k)
+    shares = k if isinstance(k, tuple) else (k,)
+    return any(not isinstance(share, float) or share < 1.0 for share in shares)
+
+
+def trim_rounds(values: Bindings) -> bool | Sequence[Reduction]:
+    """What finds the thresholds: of each tensor, or with ``trim`` or ``over`` "model" of all tensors together."""
+    name = "over" if "over" in values else "trim"
+    over = values.get(name, "tensor")
+    if over not in ("tensor", "model"):
+        raise RecipeError(f'{name} is "tensor" or "model", but got {over!r}')
+    return ACROSS if trims(values) and over == "model" else trims(values)
+
+
+def largest(delta: Tensor, threshold: float) -> Tensor:
+    """Those elements whose magnitude is not below a threshold, the rest 0."""
+    if type(threshold) is float and not threshold:
+        return delta
+    return torch.where(delta.float().abs() >= threshold, delta, 0.0)  # as they were counted
+
+
+def trimmed_consensus(
+    models: Sequence[Tensor], found: Mapping[str, float], weights: Sequence[float], *, by_mass: bool, normalize: bool
+) -> Tensor:
+    """TIES: deltas trimmed at thresholds, multiplied by weights, and averaged where they have the elected sign."""
+
+    def kept(place: int) -> Tensor:
+        weight, delta = weights[place], largest(models[place], found[f"threshold{place}"])
+        return delta if type(weight) is float and weight == 1.0 else delta * weight
+
+    def vote(place: int) -> Tensor:
+        return kept(place) if by_mass else kept(place).sign()
+
+    return agreed(kept, weights, vote=vote, normalize=normalize)
+
+
+def agreed(
+    kept: Callable[[int], Tensor],
+    weights: Sequence[float],
+    *,
+    vote: Callable[[int], Tensor],
+    normalize: bool = True,
+) -> Tensor:
+    """The sum of those that have the sign of the sum of the votes, divided by the sum of their weights.
+
+    What is kept, and its vote, are asked for by place whenever they are needed: held all at once, they would take
+    memory for as many tensors.
+    """
+    places = range(len(weights))
+    elected = elected_sign(vote, len(weights))
+    agreeing = [kept(place).sign() == elected for place in places]
+    total = functools.reduce(
+        torch.add, [torch.where(agrees, kept(place), 0.0) for place, agrees in enumerate(agreeing)]
+    )
+    if not normalize:
+        return total
+    count = functools.reduce(
+        torch.add, [_counted(agrees, weights[place], total) for place, agrees in enumerate(agreeing)]
+    )
+    return torch.where(count == 0.0, total, total / count)
+
+
+def elected_sign(vote: Callable[[int], Tensor], count: int) -> Tensor:
+    """The sign of the sum of so many votes; 0 where they cancel out."""
+    return functools.reduce(lambda votes, place: votes + vote(place), range(1, count), vote(0)).sign()
+
+
+def _counted(agrees: Tensor, weight: float, like: Tensor) -> Tensor:
+    """A weight where a model agrees, else 0."""
+    ones = agrees.to(like.dtype)
+    return ones if type(weight) is float and weight == 1.0 else ones * weight
 
 
 @merge_method(
     cut="element",
     reductions=SELECTION,
-    reduces=_trims,
+    reduces=trims,
     conclusion=thresholds,
     held=HELD,
     workspace=8.0,
@@ -49,31 +121,4 @@ def ties_sum(
     >>> ties_sum.on(tensor([1.0, -1.0]), tensor([3.0, 2.0]), tensor([-4.0, 4.0]))
     tensor([2., 3.])
     """
-
-    def kept(place: int) -> Tensor:
-        threshold, weight = sums[f"threshold{place}"], weights[place]
-        delta = models[place]
-        if type(threshold) is not float or threshold:  # else all are kept
-            delta = torch.where(delta.float().abs() >= threshold, delta, 0.0)  # as they were counted
-        return delta if type(weight) is float and weight == 1.0 else delta * weight
-
-    def vote(place: int) -> Tensor:
-        return kept(place) if vote_sgn else kept(place).sign()
-
-    elected = functools.reduce(lambda votes, place: votes + vote(place), range(1, len(models)), vote(0)).sign()
-    agreeing = [kept(place).sign() == elected for place in range(len(models))]
-    total = functools.reduce(
-        torch.add, [torch.where(agrees, kept(place), 0.0) for place, agrees in enumerate(agreeing)]
-    )
-    if not normalize:
-        return total
-    count = functools.reduce(
-        torch.add, [_counted(agrees, weights[place], total) for place, agrees in enumerate(agreeing)]
-    )
-    return torch.where(count == 0.0, total, total / count)
-
-
-def _counted(agrees: Tensor, weight: float, like: Tensor) -> Tensor:
-    """A weight where a model agrees, else 0."""
-    ones = agrees.to(like.dtype)
-    return ones if type(weight) is float and weight == 1.0 else ones * weight
+    return trimmed_consensus(models, sums, weights, by_mass=vote_sgn, normalize=normalize)

@@ -116,7 +116,7 @@ def selection_of(values: Callable[..., Sequence[Tensor]]) -> tuple[Reduction, ..
     def lowers(*models: Tensor, sums: Mapping[str, float]) -> Mapping[str, Tensor]:
         return _lowers(*values(*models), sums=sums)
 
-    functions = (guesses, near, uppers, lowers)
+    functions: tuple[Callable[..., Mapping[str, Tensor]], ...] = (guesses, near, uppers, lowers)
     return tuple(replace(one, function=function) for one, function in zip(SELECTION, functions, strict=True))
 
 
@@ -138,10 +138,12 @@ def magnitudes_at(
     """
     found: dict[str, float] = defaultdict(float, settled=1.0, whole=1.0)
     for place, share in enumerate(shares):
-        if share is None or f"guess{place}" not in sums:
+        guessed = f"guess{place}" in sums
+        if share is None or not (guessed or f"upper{place}" in sums):
             continue
         rank = ranks[place] if ranks else max(int(share * int(sums[ELEMENTS])), 1)
-        for name, value in _selected(sums, place, share, rank).items():
+        selected = _selected(sums, place, share, rank) if guessed else _selected_across(sums, place, rank)
+        for name, value in selected.items():
             if name in ("settled", "whole"):
                 found[name] = min(found[name], value)
             else:
@@ -153,7 +155,7 @@ def _selected(sums: Mapping[str, Any], place: int, share: float, rank: int) -> d
     """What is known of the magnitude of one model that has a rank, about at the end of a share of all."""
     guess = _Counts(sums[f"guess{place}"])
     near, upper, lower = (sums.get(f"{name}{place}") for name in ("near", "upper", "lower"))
-    whole = guess.total == int(sums[ELEMENTS])
+    whole = guess.total >= int(sums[ELEMENTS])
     found = {"whole": float(whole), "settled": 0.0}
     half, left = guess.place_of(rank if whole else max(int(share * guess.total), 1))
     between = left / max(int(guess.counts[half]), 1)
@@ -170,6 +172,15 @@ def _selected(sums: Mapping[str, Any], place: int, share: float, rank: int) -> d
     if lower is not None:
         found["threshold"] = magnitude_of(half * _HALF + _Counts(lower[:-1]).place_of(left)[0])
         found["settled"] = 1.0
+    return found
+
+
+def _selected_across(sums: Mapping[str, Any], place: int, rank: int) -> dict[str, float]:
+    """The same of all tensors of a model: nothing is guessed, as samples of tensors of many sizes weigh differently."""
+    half, left = _Counts(sums[f"upper{place}"]).place_of(rank)
+    found = {"row": float(half * (_HALF // ROW))}
+    if (lower := sums.get(f"lower{place}")) is not None:
+        found["threshold"] = magnitude_of(half * _HALF + _Counts(lower[:-1]).place_of(left)[0])
     return found
 
 
