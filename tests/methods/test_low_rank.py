@@ -200,6 +200,28 @@ def test_a_merge_gives_what_the_method_gives(monkeypatch: pytest.MonkeyPatch, ex
         assert gap(found[key], tensor + METHODS[name].on(tuned[key] - tensor)) < 1e-12
 
 
+def test_directions_are_found_once_for_all_ranks() -> None:
+    delta = rm.model({"w": drawn(60, 90)}) - rm.model({"w": drawn(60, 90, seed=1)})
+    cache = rm.Cache()
+    held = []
+    for rank in (1, 8, 30):
+        found, due = (rm.merge(truncate_rank(delta, rank=rank), **options) for options in ({"cache": cache}, {}))
+        assert torch.equal(found["w"], due["w"])
+        held.append(cache.held)
+    assert held[0] == held[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "faster"), [(truncate_rank, "truncate_rank_randomised"), (kronecker, "a ratio nearer to 0 or 1")]
+)
+def test_a_plan_warns_of_large_decompositions(method: Any, faster: str) -> None:
+    a, b = (rm.model({"w": torch.empty(8000, 8500, dtype=torch.float16)}, name=name) for name in "ab")
+    told = "\n".join(rm.plan(method(a - b), memory="8GiB").warnings)
+    assert f"{method.name} takes about" in told
+    assert f"faster: {faster}" in told
+    assert "takes about" not in "\n".join(rm.plan(randomised(a - b), memory="8GiB").warnings)
+
+
 class TestConformance(MethodConformance):
     @pytest.fixture(params=["truncate_rank", "truncate_rank_randomised", "truncate_kronecker"])
     def method(self, request: pytest.FixtureRequest) -> Any:

@@ -233,6 +233,26 @@ def test_a_merge_gives_what_the_method_gives(monkeypatch: pytest.MonkeyPatch, ex
         assert gap(found[key], rotate.on(a[key], b[key], alignment=0.3, alpha=0.1)) < 1e-12
 
 
+def test_directions_are_found_once_for_all_alignments() -> None:
+    models = [rm.model({"tall": x, "wide": y}) for x, y in zip(drawn(12, 5), drawn(5, 12), strict=True)]
+    cache = rm.Cache()
+    held = []
+    for alignment in (0.3, 0.7, 1.0):
+        recipe = rotate(*models, alignment=alignment)
+        found, due = (rm.merge(recipe, **options) for options in ({"cache": cache}, {}))
+        assert all(torch.equal(found[key], due[key]) for key in due)
+        held.append(cache.held)
+    assert held[0] == held[-1] > 0
+
+
+def test_a_plan_warns_of_powers_of_large_matrices() -> None:
+    a = rm.model({"w": torch.empty(3000, 4000, dtype=torch.float16)})
+    (warning,) = rm.plan(rotate(a, a, alignment=0.5), memory="8GiB").warnings
+    assert "rotate takes about" in warning
+    assert "faster: alignment=1 and alpha=0" in warning
+    assert rm.plan(rotate(a, a, alignment=0.5), memory="8GiB").seconds > rm.plan(rotate(a, a), memory="8GiB").seconds
+
+
 class TestConformance(MethodConformance):
     @pytest.fixture
     def method(self) -> Any:

@@ -56,7 +56,7 @@ def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     return decomposed if alignment == 1.0 and not alpha else decomposed + 16.0 * turned**3
 
 
-@merge_method(cut="tensor", prepares=_frames, work=_work, faster="alignment=1 and alpha=0", workspace=32.0)
+@merge_method(cut="tensor", prepares=_frames, work=_work, faster="alignment=1 and alpha=0", workspace=36.0)
 def rotate(
     a: Same,
     b: Same,
