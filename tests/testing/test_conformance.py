@@ -24,6 +24,21 @@ TWO_COMPONENTS = {
     for number in range(3)
     for layer, shape in {"attn.weight": (5, 3), "mlp.weight": (7, 5), "norm.weight": (5,)}.items()
 }
+KEYED = {
+    "balance_attention": {
+        f"blocks.{number}.attn1.{layer}.weight": (64, 64)
+        for number in range(2)
+        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+    },
+    "exchange_ema": {
+        "model.diffusion_model.out.0.weight": (7,),
+        "model.diffusion_model.out.2.weight": (5, 3),
+        "model_ema.diffusion_modelout0weight": (7,),
+        "model_ema.diffusion_modelout2weight": (5, 3),
+        "first_stage_model.decoder.conv_in.weight": (3, 2),
+    },
+}
+"""For methods that look for certain keys."""
 VALUES: dict[str, dict[str, Any]] = {
     "pick_component": {"component": "decoder"},
     "omit_component": {"component": "decoder"},
@@ -42,7 +57,7 @@ class TestMethodsOfRemelt(MethodConformance):
 
     @pytest.fixture
     def shapes(self, name: str) -> Any:
-        return TWO_COMPONENTS if name in VALUES else Case.of(name).shapes
+        return TWO_COMPONENTS if name in VALUES else KEYED.get(name) or Case.of(name).shapes
 
 
 @merge_method(cut="tensor", workspace=8.0)
