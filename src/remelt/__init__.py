@@ -40,11 +40,44 @@ if TYPE_CHECKING:
     )
     from remelt.methods.arithmetic import add, multiply, scale, subtract
     from remelt.methods.consensus import ties_sum
+    from remelt.methods.cosine import add_cosine_a, add_cosine_b
+    from remelt.methods.differences import euclidean_add_difference, weighted_subtraction
+    from remelt.methods.dropping import dare, della, dropout
+    from remelt.methods.frequency import crossover, distribution_crossover
+    from remelt.methods.fusion import arcee_fusion
+    from remelt.methods.latent_diffusion import balance_attention, exchange_ema
     from remelt.methods.limiting import clamp
     from remelt.methods.linear import add_difference, n_average, weighted_sum
-    from remelt.methods.plumbing import cast, fallback, omit_component, pick_component
+    from remelt.methods.low_rank import truncate_kronecker, truncate_rank, truncate_rank_randomised
+    from remelt.methods.masks import (
+        add_opposite,
+        add_opposite_mask,
+        add_strict_opposite,
+        add_strict_opposite_mask,
+        train_difference,
+        train_difference_mask,
+    )
+    from remelt.methods.plumbing import cast, fallback, omit_component, pick_component, stack
+    from remelt.methods.products import geometric_sum, multiply_difference, multiply_quotient, similarity_add_difference
     from remelt.methods.projection import perpendicular_component
+    from remelt.methods.regions import randperm, tensor_sum, top_k_tensor_sum
+    from remelt.methods.rotation import rotate
+    from remelt.methods.several import geometric_median, median, model_stock, model_stock_rows
+    from remelt.methods.smoothing import smooth_add, smooth_add_gaussian, smooth_add_median
+    from remelt.methods.sphere import karcher_mean, multislerp, nuslerp, nuslerp_columns, nuslerp_rows, slerp_rows
     from remelt.methods.spherical import slerp, slerp_plain
+    from remelt.methods.task import (
+        add_difference_clamped,
+        nearswap,
+        passthrough,
+        select_max_delta,
+        sum_twice,
+        task_arithmetic,
+        triple_sum,
+    )
+    from remelt.methods.ties import ties, ties_by_count, ties_with_median, ties_with_stock
+    from remelt.methods.trimming import breadcrumbs, trim
+    from remelt.methods.variance import ram, ram_plus, sce
     from remelt.recipe.blocks import blocks, classes, components, depth, keys, search
     from remelt.recipe.layers import layers, stack_layers
     from remelt.recipe.method import merge_method
@@ -76,11 +109,49 @@ _HOMES = {
     ),
     "remelt.methods.arithmetic": ("add", "multiply", "scale", "subtract"),
     "remelt.methods.consensus": ("ties_sum",),
+    "remelt.methods.cosine": ("add_cosine_a", "add_cosine_b"),
+    "remelt.methods.differences": ("euclidean_add_difference", "weighted_subtraction"),
+    "remelt.methods.dropping": ("dare", "della", "dropout"),
+    "remelt.methods.frequency": ("crossover", "distribution_crossover"),
+    "remelt.methods.fusion": ("arcee_fusion",),
+    "remelt.methods.latent_diffusion": ("balance_attention", "exchange_ema"),
     "remelt.methods.limiting": ("clamp",),
     "remelt.methods.linear": ("add_difference", "n_average", "weighted_sum"),
-    "remelt.methods.plumbing": ("cast", "fallback", "omit_component", "pick_component"),
+    "remelt.methods.low_rank": ("truncate_kronecker", "truncate_rank", "truncate_rank_randomised"),
+    "remelt.methods.masks": (
+        "add_opposite",
+        "add_opposite_mask",
+        "add_strict_opposite",
+        "add_strict_opposite_mask",
+        "train_difference",
+        "train_difference_mask",
+    ),
+    "remelt.methods.plumbing": ("cast", "fallback", "omit_component", "pick_component", "stack"),
+    "remelt.methods.products": (
+        "geometric_sum",
+        "multiply_difference",
+        "multiply_quotient",
+        "similarity_add_difference",
+    ),
     "remelt.methods.projection": ("perpendicular_component",),
+    "remelt.methods.regions": ("randperm", "tensor_sum", "top_k_tensor_sum"),
+    "remelt.methods.rotation": ("rotate",),
+    "remelt.methods.several": ("geometric_median", "median", "model_stock", "model_stock_rows"),
+    "remelt.methods.smoothing": ("smooth_add", "smooth_add_gaussian", "smooth_add_median"),
+    "remelt.methods.sphere": ("karcher_mean", "multislerp", "nuslerp", "nuslerp_columns", "nuslerp_rows", "slerp_rows"),
     "remelt.methods.spherical": ("slerp", "slerp_plain"),
+    "remelt.methods.task": (
+        "add_difference_clamped",
+        "nearswap",
+        "passthrough",
+        "select_max_delta",
+        "sum_twice",
+        "task_arithmetic",
+        "triple_sum",
+    ),
+    "remelt.methods.ties": ("ties", "ties_by_count", "ties_with_median", "ties_with_stock"),
+    "remelt.methods.trimming": ("breadcrumbs", "trim"),
+    "remelt.methods.variance": ("ram", "ram_plus", "sce"),
     "remelt.recipe.blocks": ("blocks", "classes", "components", "depth", "keys", "search"),
     "remelt.recipe.layers": ("layers", "stack_layers"),
     "remelt.recipe.method": ("merge_method",),
@@ -109,38 +180,97 @@ __all__ = [
     "UsageError",
     "__version__",
     "add",
+    "add_cosine_a",
+    "add_cosine_b",
     "add_difference",
+    "add_difference_clamped",
+    "add_opposite",
+    "add_opposite_mask",
+    "add_strict_opposite",
+    "add_strict_opposite_mask",
     "align_vocabulary",
+    "arcee_fusion",
+    "balance_attention",
     "blocks",
+    "breadcrumbs",
     "cast",
     "clamp",
     "classes",
     "components",
     "compose",
+    "crossover",
+    "dare",
+    "della",
     "depth",
     "deserialize",
+    "distribution_crossover",
+    "dropout",
+    "euclidean_add_difference",
+    "exchange_ema",
     "fallback",
+    "geometric_median",
+    "geometric_sum",
     "inspect",
+    "karcher_mean",
     "keys",
     "layers",
+    "median",
     "merge",
     "merge_method",
     "model",
+    "model_stock",
+    "model_stock_rows",
     "multiply",
+    "multiply_difference",
+    "multiply_quotient",
+    "multislerp",
     "n_average",
+    "nearswap",
+    "nuslerp",
+    "nuslerp_columns",
+    "nuslerp_rows",
     "omit_component",
     "parameter",
+    "passthrough",
     "perpendicular_component",
     "pick_component",
     "plan",
+    "ram",
+    "ram_plus",
+    "randperm",
+    "rotate",
     "scale",
+    "sce",
     "search",
+    "select_max_delta",
     "serialize",
+    "similarity_add_difference",
     "slerp",
     "slerp_plain",
+    "slerp_rows",
+    "smooth_add",
+    "smooth_add_gaussian",
+    "smooth_add_median",
+    "stack",
     "stack_layers",
     "subtract",
+    "sum_twice",
+    "task_arithmetic",
+    "tensor_sum",
+    "ties",
+    "ties_by_count",
     "ties_sum",
+    "ties_with_median",
+    "ties_with_stock",
+    "top_k_tensor_sum",
+    "train_difference",
+    "train_difference_mask",
+    "trim",
+    "triple_sum",
+    "truncate_kronecker",
+    "truncate_rank",
+    "truncate_rank_randomised",
+    "weighted_subtraction",
     "weighted_sum",
 ]
 
