@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 
 from remelt.archs.shapes import sd1_shapes
+from remelt.methods import METHODS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -34,6 +35,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") is not None:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known_specimens(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Merge methods of a test module that says ``SPECIMENS = True`` are known while it runs, and no longer."""
+    if not getattr(request.module, "SPECIMENS", False):
+        yield
+        return
+    METHODS.find("weighted_sum")
+    before = dict(METHODS._found)
+    METHODS.add_module(request.module)
+    yield
+    METHODS._found.clear()
+    METHODS._found.update(before)
 
 
 @pytest.fixture

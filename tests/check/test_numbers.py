@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from remelt.api.merging import Merged, prepare_merges, run_prepared
 from remelt.api.options import MergeOptions
 from remelt.api.recipes import load_recipe
 from remelt.errors import RecipeError
-from remelt.methods import METHODS
 from remelt.recipe.method import Number, Numbers, Same, Shortcut, merge_method
 
 
@@ -34,7 +32,7 @@ def total(*models: Same, weights: Numbers = 1) -> Same:
     return found
 
 
-METHODS.add_module(sys.modules[__name__])
+SPECIMENS = True
 KEYS = ("layers.0.x.w", "layers.1.x.w", "layers.2.x.w")
 FIRST = rm.keys({"layers.0.*": 5.0})
 

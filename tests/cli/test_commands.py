@@ -160,7 +160,7 @@ def test_info_lists_archs_and_methods_and_describes_each(remelt: Remelt) -> None
         assert word in out, word
     code, _, err = remelt("info", "slrp")
     assert code == 2
-    assert "did you mean 'slerp'?" in err
+    assert "did you mean 'slerp' or 'nuslerp'?" in err
 
 
 def test_doctor_tells_what_there_is(remelt: Remelt) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def fractional(a: Same, *, sums: Sums) -> Same:
     return a * sums["mean"]
 
 
-METHODS.add_module(sys.modules[__name__])
+SPECIMENS = True
 SIZES = {"a.0.w": 1000, "a.1.w": 300_000, "b.w": 1, "c": 2 * FOLD + 77, "d": 0}
 
 

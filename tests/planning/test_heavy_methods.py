@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
 import remelt as rm
@@ -21,7 +19,7 @@ def decomposed(a: Same, *, rank: Integer = 1) -> Same:
     return a
 
 
-METHODS.add_module(sys.modules[__name__])
+SPECIMENS = True
 
 
 def test_what_takes_minutes_is_warned_of() -> None:
