@@ -10,7 +10,10 @@ from remelt.recipe.node import Call, Literal, Model, Node, Value
 from remelt.text.configuration import Path
 from remelt.text.mergekit_parameters import Number, Parameters, Scope
 
-METHODS = ("linear", "slerp", "task_arithmetic", "ties", "passthrough")
+METHODS = (
+    *("linear", "slerp", "task_arithmetic", "ties", "passthrough"),
+    *("arcee_fusion", "model_stock", "nearswap", "sce"),
+)
 """Those that are read."""
 _METHOD: Path = ("merge_method",)
 _NOTHING = 1e-8
@@ -96,12 +99,43 @@ class Methods(Parameters):
         return self._added(first, self._call("ties_sum", deltas, settings), scope)
 
     def _by_slerp(self, parts: Sequence[Part], base: Model | None, scope: Scope) -> Node:
-        first, others = self._apart(parts, base)
-        if len(others) != 1:
-            raise self.refuse(_METHOD, f"slerp takes the base and one more model, but got {len(others)} more")
+        pair = self._pair(parts, base)
         missing = self.refuse(_METHOD, "slerp needs the parameter t", "parameters: {t: 0.5}")
         t = self.needed(scope.places, "t", scope, missing)
-        return self._call("slerp_plain", [first, others[0].node], {"alpha": t}, self.place_of(scope.places, "t"))
+        return self._call("slerp_plain", pair, {"alpha": t}, self.place_of(scope.places, "t"))
+
+    def _by_arcee_fusion(self, parts: Sequence[Part], base: Model | None, scope: Scope) -> Node:
+        return self._call("arcee_fusion", self._pair(parts, base))
+
+    def _by_nearswap(self, parts: Sequence[Part], base: Model | None, scope: Scope) -> Node:
+        pair = self._pair(parts, base)
+        missing = self.refuse(_METHOD, "nearswap needs the parameter t", "parameters: {t: 0.0001}")
+        t = self.needed(scope.places, "t", scope, missing)
+        return self._call("nearswap", pair, {"t": t}, self.place_of(scope.places, "t"))
+
+    def _by_model_stock(self, parts: Sequence[Part], base: Model | None, scope: Scope) -> Node:
+        first, others = self._apart(parts, base)
+        if not others:
+            return first
+        deltas = [self._call("subtract", [part.node, first]) for part in others]
+        by_row = self.flag(scope, "filter_wise", False)
+        return self._call("add", [first, self._call("model_stock_rows" if by_row else "model_stock", deltas)])
+
+    def _by_sce(self, parts: Sequence[Part], base: Model | None, scope: Scope) -> Node:
+        first, others = self._apart(parts, base)
+        if not others:
+            return first
+        share = self.number(scope.places, "select_topk", scope, 1.0)
+        deltas = [self._call("subtract", [part.node, first]) for part in others]
+        return self._call("add", [first, self._call("sce", deltas, {} if share == 1.0 else {"select_topk": share})])
+
+    def _pair(self, parts: Sequence[Part], base: Model | None) -> list[Node]:
+        """The base and the one other model."""
+        first, others = self._apart(parts, base)
+        if len(others) != 1:
+            method = self.at(_METHOD)
+            raise self.refuse(_METHOD, f"{method} takes the base and one more model, but got {len(others)} more")
+        return [first, others[0].node]
 
     def _weight(self, part: Part, scope: Scope) -> Number:
         message = f"the model {part.name!r} needs the parameter 'weight'"
