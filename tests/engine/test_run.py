@@ -274,9 +274,19 @@ def test_a_result_in_memory_leaves_the_rest_of_the_budget_to_the_tasks(monkeypat
     assert given == [8 * 2**20]
 
 
-@pytest.mark.parametrize("executor", ["native", "torch"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn], ids=str)
-@pytest.mark.parametrize("calls", [70, 150])
+LONG = [("native", torch.float16, 150), ("native", torch.float8_e4m3fn, 70)]
+MORE = [
+    (executor, dtype, calls)
+    for executor in ("native", "torch")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn)
+    for calls in (70, 150)
+    if (executor, dtype, calls) not in LONG
+]
+
+
+@pytest.mark.parametrize(
+    ("executor", "dtype", "calls"), [*LONG, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE)], ids=str
+)
 def test_long_recipes_over_long_tensors(
     executor: str, dtype: torch.dtype, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
