@@ -13,8 +13,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import remelt as rm
-from remelt.engine import native
-from remelt.engine.sweeps import Kernels
 from remelt.engine.tiles import TaskRun
 from remelt.engine.units import pieces
 from remelt.methods import METHODS
@@ -59,17 +57,6 @@ def trimmed(values: torch.Tensor, k: float) -> torch.Tensor:
     magnitudes = values.abs().sort().values
     threshold = magnitudes[max(int((1.0 - k) * len(values)), 1) - 1]
     return torch.where(values.abs() >= threshold, values, 0.0)
-
-
-@pytest.fixture(params=["native", "torch", "untraced"])
-def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    if name == "native" and not native.available():
-        pytest.skip("the native executor is not built")
-    monkeypatch.setenv("REMELT_EXECUTOR", "torch" if name == "untraced" else name)
-    if name == "untraced":
-        monkeypatch.setattr(Kernels, "of", lambda *_: None)
-    return name
 
 
 @pytest.fixture

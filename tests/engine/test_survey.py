@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 import remelt as rm
-from remelt.engine import native
-from remelt.engine.sweeps import Kernels
 from remelt.engine.tiles import TaskRun
 from remelt.errors import MethodError, RecipeError
 from remelt.methods import METHODS
@@ -41,17 +39,6 @@ def fractional(a: Same, *, sums: Sums) -> Same:
 
 SPECIMENS = True
 SIZES = {"a.0.w": 1000, "a.1.w": 300_000, "b.w": 1, "c": 2 * FOLD + 77, "d": 0}
-
-
-@pytest.fixture(params=["native", "torch", "untraced"])
-def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    if name == "native" and not native.available():
-        pytest.skip("the native executor is not built")
-    monkeypatch.setenv("REMELT_EXECUTOR", "torch" if name == "untraced" else name)
-    if name == "untraced":
-        monkeypatch.setattr(Kernels, "of", lambda *_: None)
-    return name
 
 
 def models(count: int) -> list[dict[str, Tensor]]:

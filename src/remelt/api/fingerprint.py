@@ -18,6 +18,7 @@ from types import ModuleType
 from remelt.api.options import MergeOptions
 from remelt.api.prepare import PreparedGroup
 from remelt.check.program import Apply
+from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.plan import PlannedOutput
 
 _OURS = "remelt."
@@ -38,8 +39,7 @@ def fingerprint(group: PreparedGroup, output: PlannedOutput, options: MergeOptio
     for given in group.inputs.values():
         if given.checkpoint.path is None:
             return None
-        identities = [_identity(path) for path in given.checkpoint.files()]
-        files.append([given.model.space, identities, given.checkpoint.view_of()])
+        files.append([given.model.space, *_content(given.checkpoint)])
     decisive = {
         "headers": [hashlib.sha256(file.header).hexdigest() for file in output.layout.files],
         "indexes": [name for name, _ in output.layout.indexes],
@@ -54,10 +54,15 @@ def identities(group: PreparedGroup) -> dict[int, str | None]:
     """What tells the content of each input from others, without reading it; None for tensors in memory."""
     found: dict[int, str | None] = {}
     for index, given in group.inputs.items():
-        checkpoint = given.checkpoint
-        known = [[_identity(path) for path in checkpoint.files()], checkpoint.view_of(), repr(given.model.layers)]
-        found[index] = None if checkpoint.path is None else hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        known = [*_content(given.checkpoint), repr(given.model.layers)]
+        in_memory = given.checkpoint.path is None
+        found[index] = None if in_memory else hashlib.sha256(json.dumps(known).encode()).hexdigest()
     return found
+
+
+def _content(checkpoint: Checkpoint) -> list[object]:
+    """What tells a checkpoint's tensors from others, but for what the recipe says of it."""
+    return [[_identity(path) for path in checkpoint.files()], checkpoint.view_of()]
 
 
 def _identity(path: Path) -> list[object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ _BEFORE = re.compile(r"(?:^|[._/])(?:\w*emb\w*|wte|wpe|tok_\w*|patch_\w*|conv_in
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def view_of_layers(checkpoint: Checkpoint, wanted: LayerRange, label: str) -> RenamedCheckpoint:
+class LayersCheckpoint(RenamedCheckpoint):
+    """Some layers of an opened checkpoint: those of ``stack``, which has ``count`` of them."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str], stack: str, count: int) -> None:
+        super().__init__(checkpoint, names)
+        self.stack, self.count = stack, count
+
+
+def view_of_layers(checkpoint: Checkpoint, wanted: LayerRange, label: str) -> LayersCheckpoint:
     """Some layers of a checkpoint, under the numbers that they have in the result.
 
     Raises `RecipeError` where it has no such stack, or not so many layers.
@@ -43,7 +51,7 @@ def view_of_layers(checkpoint: Checkpoint, wanted: LayerRange, label: str) -> Re
         elif wanted.start <= place.index < wanted.stop:
             number = place.index - wanted.start + wanted.offset
             names[f"{stack}.{number}{key[len(stack) + 1 + len(str(place.number)) :]}"] = key
-    return RenamedCheckpoint(checkpoint, names)
+    return LayersCheckpoint(checkpoint, names, stack, len(numbers))
 
 
 def stack_of(structure: Structure, named: str | None, label: str) -> str:
@@ -73,10 +81,10 @@ def restacked(config: Path | bytes, parts: Sequence[Input]) -> bytes:
         for number in range(wanted.start, wanted.stop):
             sources.setdefault(number - wanted.start + wanted.offset, number)
     order = [sources[number] for number in sorted(sources)]
-    name, count = _whole_stack(parts[0])
-    described = _describing(told, name, count)
+    whole = _layers_of(parts[0])
+    described = _describing(told, whole.stack, whole.count)
     if described is not None:
-        _restack(described, order, count)
+        _restack(described, order, whole.count)
     return (json.dumps(told, indent=2) + "\n").encode()
 
 
@@ -87,7 +95,7 @@ def refuse_strange_stacks(inputs: Sequence[Input]) -> None:
         wanted = given.model.layers
         if wanted is None:
             continue
-        name, _ = _whole_stack(given)
+        name = _layers_of(given).stack
         first, other = named.setdefault(wanted.stack, (name, given))
         if name != first:
             raise RecipeError(
@@ -97,15 +105,12 @@ def refuse_strange_stacks(inputs: Sequence[Input]) -> None:
             )
 
 
-def _whole_stack(given: Input) -> tuple[str, int]:
-    """The stack that an input is a part of: its name, and how many layers it has."""
-    view, wanted = given.checkpoint, given.model.layers
-    assert wanted is not None
-    while not isinstance(view, RenamedCheckpoint):  # with its tokens in another order
+def _layers_of(given: Input) -> LayersCheckpoint:
+    """The view of layers that an input is."""
+    view = given.checkpoint
+    while not isinstance(view, LayersCheckpoint):  # with its tokens in another order
         view = view.checkpoint  # type: ignore[attr-defined]
-    structure = infer(view.checkpoint.tensors)
-    name = stack_of(structure, wanted.stack, given.label)
-    return name, len(structure.stacks[name])
+    return view
 
 
 def _describing(told: Any, stack: str, count: int) -> dict[str, Any] | None:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from remelt.api.layer_views import CONFIG
 from remelt.archs.structure import infer
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError, RecipeError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.renamed import RenamedCheckpoint
 
-TOKENIZER, CONFIG = "tokenizer.json", "config.json"
+TOKENIZER = "tokenizer.json"
 _OTHER_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "added_tokens.json")
 """What tells the tokens beside the file that is read: none of it is true once there are more."""
 _TOKENIZER_FILES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,14 +89,18 @@ def _counted(agrees: Tensor, weight: float, like: Tensor) -> Tensor:
     return ones if type(weight) is float and weight == 1.0 else ones * weight
 
 
-@merge_method(
-    cut="element",
-    reductions=SELECTION,
-    reduces=trims,
-    conclusion=thresholds,
-    held=HELD,
-    workspace=8.0,
-)
+TRIMMED: dict[str, Any] = {
+    "cut": "element",
+    "reductions": SELECTION,
+    "reduces": trim_rounds,
+    "conclusion": thresholds,
+    "held": HELD,
+    "workspace": 8.0,
+}
+"""What the methods declare that are a `trimmed_consensus`."""
+
+
+@merge_method(**TRIMMED)
 def ties_sum(
     *models: Delta,
     k: Numbers = 1.0,

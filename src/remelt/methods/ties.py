@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from remelt.methods.consensus import elected_sign, trim_rounds, trimmed_consensus
+from remelt.methods.consensus import TRIMMED, elected_sign, trimmed_consensus
 from remelt.methods.gram import distances, mixed
-from remelt.methods.selection import HELD, SELECTION, thresholds
 from remelt.methods.several import model_stock_rows, nearest_to_all
 from remelt.recipe.method import Delta, Flag, Numbers, Sums, Text, merge_method
 
@@ -19,14 +18,7 @@ _STEPS, _SETTLED, _NEAREST = 100, 1e-14, 1e-6
 """How a geometric median is found: as `geometric_median` does by default."""
 
 
-@merge_method(
-    cut="element",
-    reductions=SELECTION,
-    reduces=trim_rounds,
-    conclusion=thresholds,
-    held=HELD,
-    workspace=8.0,
-)
+@merge_method(**TRIMMED)
 def ties(
     *deltas: Delta,
     k: Numbers = 1.0,
@@ -56,14 +48,7 @@ def ties(
     return trimmed_consensus(deltas, sums, weights, by_mass=True, normalize=normalize)
 
 
-@merge_method(
-    cut="element",
-    reductions=SELECTION,
-    reduces=trim_rounds,
-    conclusion=thresholds,
-    held=HELD,
-    workspace=8.0,
-)
+@merge_method(**TRIMMED)
 def ties_by_count(
     *deltas: Delta,
     k: Numbers = 1.0,
