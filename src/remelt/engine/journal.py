@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
@@ -89,23 +89,30 @@ class Journal:
                 except (KeyError, TypeError, ValueError):
                     return
 
-    def begin(self, kept: Iterable[Part], names: Names) -> None:
-        """Start the journal with what is kept and the files that there are; what it said before is gone."""
-        self._descriptor = open_own(self.path, os.O_WRONLY | os.O_APPEND)
-        os.ftruncate(self._descriptor, 0)
-        self._write({"fingerprint": self.fingerprint})
-        self._name(names)
-        for part in kept:
-            self.add(part)
+    def begin(self, kept: Sequence[Part], names: Names) -> None:
+        """Start the journal with what is kept and the files that there are, in place of what it said before.
+
+        The old journal stays until the new one is whole: a kill meanwhile loses nothing of what was done.
+        """
+        lines = [_record({"fingerprint": self.fingerprint}), *_naming(names), *map(_finished, kept)]
+        partial = self.path.with_name(self.path.name + ".partial")
+        try:
+            self._descriptor = open_own(partial, os.O_WRONLY | os.O_APPEND)
+            os.ftruncate(self._descriptor, 0)
+            self._append(b"".join(lines))
+            if kept:
+                os.fsync(self._descriptor)
+            self.close()
+            os.replace(partial, self.path)
+        except OSError:
+            self.close()
+            partial.unlink(missing_ok=True)
+            raise
 
     def add(self, part: Part) -> None:
         """Record a finished part, at once or with those that follow shortly."""
-        key = encode_basestring_ascii(part.key)
-        line = _line(
-            f'{{"key":{key},"start":{part.start},"stop":{part.stop},"checksum":"{part.checksum:016x}"}}'.encode()
-        )
         with self._lock:
-            self._waiting.append(line)
+            self._waiting.append(_finished(part))
             if time.monotonic() - self._flushed > _PATIENCE:
                 self._flush()
 
@@ -117,19 +124,10 @@ class Journal:
 
     def publishing(self, names: Names) -> None:
         """Record that files are about to take their final names, and flush: from here on, they may be found there."""
-        self._name(names)
-        self._write(_PUBLISHING)
-        os.fsync(self._descriptor)
-
-    def _name(self, names: Names) -> None:
-        for kind, listed in (("file", names.files), ("new", names.new)):
-            for name in sorted(listed):
-                self._write({kind: name})
-
-    def _write(self, record: Mapping[str, str | int]) -> None:
         with self._lock:
             self._flush()
-            self._append(_line(json.dumps(record, separators=(",", ":")).encode()))
+            self._append(b"".join((*_naming(names), _record(_PUBLISHING))))
+        os.fsync(self._descriptor)
 
     def _append(self, lines: bytes) -> None:
         if self._descriptor < 0:
@@ -149,6 +147,21 @@ class Journal:
         """Close and remove the file."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _naming(names: Names) -> Iterator[bytes]:
+    for kind, listed in (("file", names.files), ("new", names.new)):
+        for name in sorted(listed):
+            yield _record({kind: name})
+
+
+def _finished(part: Part) -> bytes:
+    key = encode_basestring_ascii(part.key)
+    return _line(f'{{"key":{key},"start":{part.start},"stop":{part.stop},"checksum":"{part.checksum:016x}"}}'.encode())
+
+
+def _record(record: Mapping[str, str]) -> bytes:
+    return _line(json.dumps(record, separators=(",", ":")).encode())
 
 
 def _line(text: bytes) -> bytes:
