@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import math
@@ -16,6 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import remelt as rm
+from remelt.api.merging import Merged, prepare_merges, run_prepared
+from remelt.api.options import MergeOptions
+from remelt.api.recipes import load_recipe
 from remelt.core.random import Random
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
@@ -311,3 +315,41 @@ def test_each_model_has_a_seed_of_its_own() -> None:
 def test_wrong_arguments_are_told(wrong: Callable[[], Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         wrong()
+
+
+@pytest.fixture
+def three() -> list[rm.Model]:
+    drawn = torch.Generator().manual_seed(0)
+    return [rm.model({"x.w": torch.randn(500, generator=drawn)}, name=name) for name in "abc"]
+
+
+def kept(recipe: rm.Node) -> Tensor:
+    return rm.merge(recipe)["x.w"] != 0.0
+
+
+@pytest.mark.parametrize("method", [rm.dare, functools.partial(rm.della, epsilon=0.0)], ids=["dare", "della"])
+def test_models_lose_different_elements(method: Callable[..., rm.Node], three: list[rm.Model]) -> None:
+    a, b, c = three
+    masks = [kept(method(a - c)), kept(method(b - c))]
+    assert torch.equal(*masks)  # each is the first of its recipe
+    both = rm.merge(method(a - c) + rm.scale(method(b - c), alpha=2.0**-20))["x.w"]
+    first, second = both.abs() > 1e-4, (both != 0.0) & (both.abs() < 1e-4)
+    assert torch.equal(first, masks[0])
+    assert is_likely(int((first & masks[1]).sum() + second.sum()), 500, 0.75)  # a half, and a half of the other half
+
+
+def test_equal_calls_draw_alike(three: list[rm.Model]) -> None:
+    a, b, _ = three
+    assert not rm.merge(rm.dare(a - b) - rm.dare(a - b))["x.w"].any()
+    assert rm.merge(rm.dare(a - b) - rm.dare(a - b, seed=1))["x.w"].any()
+
+
+def test_what_is_drawn_does_not_depend_on_what_is_merged_with_it(three: list[rm.Model]) -> None:
+    a, b, c = three
+    recipes = [rm.dare(a - c), rm.dare(b - c), rm.dare(a - c) + rm.dare(b - c), rm.dare(b - c) + rm.dare(a - c)]
+    options = MergeOptions(threads=1)
+    with prepare_merges([load_recipe(one) for one in recipes], [None] * len(recipes), options) as prepared:
+        (*_, merged) = run_prepared(prepared, options)
+    assert isinstance(merged, Merged)
+    for place, one in enumerate(recipes):
+        assert torch.equal(rm.merge(one)["x.w"], merged.tensors[place]["x.w"])

@@ -28,6 +28,8 @@ class Step:
     method: Method[..., Any] | None = None
     operands: tuple[tuple[str, int], ...] = ()
     values: tuple[tuple[str, Any], ...] = ()
+    occurrence: int = 0
+    """Of a method that draws: how many other calls of it with the same seed the recipe has before this one."""
 
     @property
     def span(self) -> Span | None:
@@ -87,10 +89,9 @@ def bind_recipes(
     graph = BoundGraph()
     binder = _Binder(graph, methods)
     for position, recipe in enumerate(recipes):
-        binder.scope = scopes[position] if scopes else ""
+        binder.begin(scopes[position] if scopes else "")
         for node in topological(recipe):
-            if id(node) not in binder.index_of:
-                binder.add(node)
+            binder.add(node)
         graph.roots.append(binder.root(recipe))
     return graph
 
@@ -109,6 +110,14 @@ class _Binder:
         self.scope = ""
         self.index_of: dict[int, int | None] = {}
         self.known: dict[tuple[object, ...], int] = {}
+        self.drawing: dict[tuple[object, ...], dict[tuple[object, ...], int]] = {}
+        """For each method that draws and each seed, its calls in the recipe, numbered."""
+
+    def begin(self, scope: str) -> None:
+        """Go on with another recipe: what it draws does not depend on those that are merged with it."""
+        self.scope = scope
+        self.index_of = {}
+        self.drawing = {}
 
     def add(self, node: Node) -> None:
         if isinstance(node, Model):
@@ -160,11 +169,16 @@ class _Binder:
                     hint="a study fills it; to merge now, write a number",
                     span=dict(node.spans).get(name, node.span),
                 )
-        identity = (node.method, tuple(operands), bound.values)
+        identity: tuple[object, ...] = (node.method, tuple(operands), bound.values)
+        occurrence = 0
+        if "random" in method.given:
+            alike = self.drawing.setdefault((node.method, dict(bound.values).get("seed")), {})
+            occurrence = alike.setdefault(identity, len(alike))
+            identity = (*identity, occurrence)
         found = self.known.get(identity)
-        return (
-            self.append(identity, Step(node, None, method, tuple(operands), bound.values)) if found is None else found
-        )
+        if found is not None:
+            return found
+        return self.append(identity, Step(node, None, method, tuple(operands), bound.values, occurrence))
 
     def append(self, identity: tuple[object, ...], step: Step) -> int:
         self.graph.steps.append(step)
@@ -181,4 +195,6 @@ class _Binder:
         return -1 if index is None else index
 
     def problem(self, message: str, hint: str | None, span: Span | None) -> None:
-        self.graph.problems.append(Problem("", message, None if hint is None else f"hint: {hint}", span))
+        problem = Problem("", message, None if hint is None else f"hint: {hint}", span)
+        if problem not in self.graph.problems:
+            self.graph.problems.append(problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remelt.core.dtype import DType
@@ -69,6 +69,8 @@ class Apply:
     cast: DType | None = None
     step: int = -1
     """The step of the recipe that it is, the same for all keys."""
+    occurrence: int = 0
+    """Which of the recipe's calls it is that draw with the same method and seed."""
 
     @property
     def reductions(self) -> Sequence[Reduction]:
@@ -183,7 +185,7 @@ def _renumbered(instruction: Instruction, moved: Sequence[int]) -> Instruction:
     args = tuple(_argument(argument, moved) for argument in instruction.args)
     kwargs = tuple((name, _argument(argument, moved)) for name, argument in instruction.kwargs)
     operands = tuple(moved[operand] for operand in instruction.operands)
-    return Apply(instruction.method, args, kwargs, operands, instruction.key, instruction.cast, instruction.step)
+    return replace(instruction, args=args, kwargs=kwargs, operands=operands)
 
 
 def _argument(argument: Argument, moved: Sequence[int]) -> Argument:

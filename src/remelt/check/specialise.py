@@ -306,7 +306,7 @@ class _Walk:
         arguments, keywords = self.arguments(index, step, registers, key)
         cast = self.owner.casts.get(index)
         own_key = key if self.groups else None
-        applied = Apply(step.method, arguments, keywords, tuple(registers), own_key, cast, index)
+        applied = Apply(step.method, arguments, keywords, tuple(registers), own_key, cast, index, step.occurrence)
         _refuse_by_key(step, applied)
         dtype = cast if cast is not None else operands[0].dtype
         return _State(self.emit(applied, shape), dtype, operands[0].source_key)
@@ -382,7 +382,8 @@ class _Walk:
             named = group.outputs[0]  # whichever key comes first in a file, the group is called by one name
             _, keywords = self.arguments(index, step, [0] * len(step.operands), named)
             plain = tuple((name, argument) for name, argument in keywords if not isinstance(argument, Register))
-            self.computed[place] = self.emit(Apply(step.method, tuple(bundles), plain, flat, named), None)
+            applied = Apply(step.method, tuple(bundles), plain, flat, named, occurrence=step.occurrence)
+            self.computed[place] = self.emit(applied, None)
         state = self.states[first, key]
         item = self.emit(Item(self.computed[place], key), self.shapes[state.register or 0])
         return _State(item, state.dtype, state.source_key)

@@ -1,7 +1,7 @@
 """Random numbers by position: the same for any tile size, number of threads, order or machine.
 
-Each number is a pure function of (seed, method, key, stream, element), by numpy's Philox generator: the first four
-make its key, the element its counter. A generator that carries state could not give that.
+Each number is a pure function of (seed, method, key, stream, occurrence, element), by numpy's Philox generator: all but
+the last make its key, the element its counter. A generator that carries state could not give that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _PER_BLOCK = 4
 class Random:
     """The random numbers of a slice of one tensor, in one call of one method.
 
-    ``offset`` is the slice's first element in the flattened tensor, ``size`` its number of elements.
+    ``offset`` is the slice's first element in the flattened tensor, ``size`` its number of elements. ``occurrence``
+    tells the calls of one method with one seed apart, so that two models never get the same mask.
 
     >>> whole = Random(seed=1, method="dropout", key="x.weight", offset=0, size=10)
     >>> part = Random(seed=1, method="dropout", key="x.weight", offset=6, size=3)
@@ -35,6 +36,7 @@ class Random:
     key: str
     offset: int
     size: int
+    occurrence: int = 0
 
     def uniform(self, stream: int = 0) -> NDArray[np.float64]:
         """Numbers in [0, 1), one an element, of shape ``(size,)``; each ``stream`` (an input's index) has its own."""
@@ -45,7 +47,8 @@ class Random:
     def _words(self, stream: int) -> NDArray[np.uint64]:
         import numpy as np
 
-        identity = "\0".join((str(self.seed), self.method, self.key, str(stream)))
+        numbers = [stream, self.occurrence] if self.occurrence else [stream]
+        identity = "\0".join((str(self.seed), self.method, self.key, *map(str, numbers)))
         digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         philox = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
         block, skipped = divmod(self.offset, _PER_BLOCK)

@@ -134,7 +134,7 @@ class Recall:
             for name, argument in instruction.kwargs
             if name in asked and not isinstance(argument, (Register, Bundle))
         }
-        parts = [instruction.method.name.encode(), repr(sorted(values.items())).encode()]
+        parts = [instruction.method.name.encode(), repr((sorted(values.items()), instruction.occurrence)).encode()]
         parts += [self._of(operand) for operand in instruction.operands]
         place = self.run.place
         parts += [
@@ -163,7 +163,8 @@ class Recall:
                 more = [
                     self.run.argument(one, {}) for one in instruction.args if not isinstance(one, (Register, Bundle))
                 ]
-                parts = [instruction.method.name.encode(), repr((values, more, instruction.cast)).encode()]
+                plain = (values, more, instruction.cast, instruction.occurrence)
+                parts = [instruction.method.name.encode(), repr(plain).encode()]
                 parts += [self._known[operand] for operand in instruction.operands]
                 parts.append(self.run.key_of(instruction).encode("utf-8", "surrogatepass"))
             self._known[place] = _digest(parts)

@@ -298,7 +298,8 @@ class TaskRun(Reader):
         if "key" in given:
             kwargs["key"] = key
         if "random" in given:
-            kwargs["random"] = Random(int(kwargs.get("seed", 0)), instruction.method.name, key, begin, size)
+            seed, name = int(kwargs.get("seed", 0)), instruction.method.name
+            kwargs["random"] = Random(seed, name, key, begin, size, instruction.occurrence)
 
     def key_of(self, instruction: Apply) -> str:
         """The key that a method is applied to."""

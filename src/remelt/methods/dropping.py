@@ -23,8 +23,7 @@ def dare(delta: Delta, *, density: Number = 0.5, rescale: Flag = True, seed: Int
 
     Spaces: a delta gives a delta. `dare` of each delta in `ties`, or in a sum, is the DARE-TIES or linear DARE of other
     tools. It thins out deltas that are small and redundant, so that those of several models meet less. The numbers u
-    depend on the seed, the key and the element: give each model's delta a ``seed`` of its own, lest all of them lose
-    the same elements.
+    differ by seed, key and element, and from call to call in a recipe, so that two models lose different elements.
 
     Source: DARE (Yu et al. 2023, arXiv 2311.03099). The ``rescale`` of mergekit multiplies by the ratio of the sums of
     magnitudes before and after instead, which is 1 / density but for the luck of the draw.
@@ -57,8 +56,8 @@ def della(
     e is ``epsilon``, or as much of it as ``density`` leaves room for: min(epsilon, density, 1 - density).
 
     Spaces: a delta gives a delta. As `dare`, with large changes better kept. A row is the first dimension's; a tensor
-    of one dimension is one row, and in a row of one element p is ``density``. Give each model's delta a ``seed`` of its
-    own. It costs a sort of every row.
+    of one dimension is one row, and in a row of one element p is ``density``. u differs from call to call in a recipe. It
+    costs a sort of every row.
 
     Source: MagPrune of DELLA-Merging (Deep et al. 2024, arXiv 2406.11617), whose epsilon is the whole way from the
     least to the greatest p: twice this one, which is mergekit's. mergekit ranks along dimension 1, and rescales by sums
