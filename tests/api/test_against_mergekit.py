@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import remelt as rm
+from remelt.text.mergekit_methods import METHODS
 
 yaml = pytest.importorskip("yaml")
 LAYERS = 4
@@ -29,6 +30,18 @@ keeps so many elements as the share says, rounded down; remelt, as the paper's a
 of that rank, which is one or two more of each model. Where deltas cancel out, as they do in a type of 16 bits, it takes
 the positive ones; remelt takes none. Arcee fusion finds importance in the type that
 is told, where it is mostly round-off, and what it gives stays float32.
+"""
+
+IN_FULL = {
+    "breadcrumbs": 2,
+    "breadcrumbs_with_ties": 2,
+    "dare_of_all_elements_with_ties": 1,
+    "della_of_all_elements": 1,
+    "sce": 2,
+}
+"""Held in float32, with how many elements of a tensor may differ.
+
+In types of 16 bits many deltas are equal, or cancel out, which both tools settle in ways of their own.
 """
 
 
@@ -176,7 +189,12 @@ def check_both(text: str, folder: Path, allowed: float = 0.0, *, in_each: int = 
         assert sum(odd.values()) <= allowed * sum(value.numel() for value in ours.values()), odd
 
 
-@pytest.mark.parametrize("name", sorted({*CONFIGURATIONS} - {"sce"}))
+def test_all_its_methods_are_read() -> None:
+    registry = pytest.importorskip("mergekit.merge_methods.registry")
+    assert sorted(METHODS) == sorted(method.spec.name for method in registry.registered_methods())
+
+
+@pytest.mark.parametrize("name", sorted({*CONFIGURATIONS} - {*IN_FULL}))
 def test_both_merge_the_same_tensors(name: str, models: dict[str, Path], tmp_path: Path) -> None:
     check_both(Template(CONFIGURATIONS[name]).substitute(models), tmp_path, 0.02 if name in MAY_DIFFER else 0.0)
 
@@ -194,17 +212,6 @@ def test_its_own_examples_in_full_precision(name: str, precise_models: dict[str,
     check_both(text, tmp_path, in_each=6 if name in MAY_DIFFER else 0)
 
 
-def test_variances_in_full_precision(precise_models: dict[str, Path], tmp_path: Path) -> None:
-    """In types of 16 bits many deltas are equal, or cancel out, which both tools settle in ways of their own."""
-    check_both(Template(CONFIGURATIONS["sce"]).substitute(precise_models), tmp_path, in_each=2)
-
-
-def test_the_configuration_of_a_stack_opens_in_transformers(models: dict[str, Path], tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    (tmp_path / "config.yml").write_text(Template(CONFIGURATIONS["passthrough"]).substitute(models), encoding="utf-8")
-    rm.merge(tmp_path / "config.yml", tmp_path / "stack", max_shard_size="1GB")
-    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "stack")
-    assert opened.config.num_hidden_layers == 6
-    assert len(opened.model.layers) == 6
-    with torch.no_grad():
-        assert opened(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+@pytest.mark.parametrize("name", IN_FULL)
+def test_what_selects_in_full_precision(name: str, precise_models: dict[str, Path], tmp_path: Path) -> None:
+    check_both(Template(CONFIGURATIONS[name]).substitute(precise_models), tmp_path, in_each=IN_FULL[name])

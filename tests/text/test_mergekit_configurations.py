@@ -217,7 +217,7 @@ def test_a_gradient_of_one_slice_keeps_its_layers() -> None:
     ("old", "new", "message"),
     [
         ("merge_method: linear", "merge_method: linnear", "config.yml:8:15: the method 'linnear' is not read"),
-        ("merge_method: linear", "merge_method: dare_ties", "the method 'dare_ties' is not read"),
+        ("merge_method: linear", "merge_method: evolve_ties", "the method 'evolve_ties' is not read"),
         ("merge_method: linear", "merge_metod: linear", "config.yml:8:1: 'merge_metod' is not known here"),
         ("          weight: 3", "          weigth: 3", "config.yml:7:7: 'weigth' is not known here"),
         ("          weight: 3", "          density: 3", "the model 'org/second' needs the parameter 'weight'"),

@@ -27,6 +27,17 @@ _SHARED = {
     "slerp": ("t",),
     "task_arithmetic": ("lambda", "normalize", "rescale"),
     "ties": ("lambda", "normalize", "rescale"),
+    "dare_linear": ("lambda", "normalize", "rescale"),
+    "dare_ties": ("lambda", "normalize", "rescale"),
+    "breadcrumbs": ("lambda", "normalize", "rescale"),
+    "breadcrumbs_ties": ("lambda", "normalize", "rescale"),
+    "della": ("lambda", "normalize", "rescale"),
+    "della_linear": ("lambda", "normalize", "rescale"),
+    "nuslerp": ("nuslerp_row_wise", "nuslerp_flatten"),
+    "multislerp": ("normalize_weights", "eps"),
+    "karcher": ("max_iter", "tol"),
+    "ram": ("epsilon",),
+    "ramplus_tl": ("r", "alpha", "epsilon"),
 }
 """Those that are one for all models: mergekit does not look for them beside a model."""
 
