@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from remelt.core.random import Random
 from remelt.errors import MethodError, RecipeError
 from remelt.methods import METHODS
 from remelt.planning import cost
-from remelt.recipe.method import Integer, Mask, Same, merge_method
+from remelt.recipe.method import Integer, Mask, Same, Sums, merge_method
 from remelt.testing import MethodConformance
 
 
@@ -50,6 +51,45 @@ def drawn(a: Same, *, seed: Integer = 0, random: Random) -> Same:
     return a + torch.from_numpy(random.uniform()).to(a.dtype).reshape(a.shape)
 
 
+def column_sums(a: Tensor) -> dict[str, Tensor]:
+    return {"column": a.double().sum(0)}
+
+
+def row_extremes(a: Tensor) -> dict[str, Tensor]:
+    """One number of each row: nothing but whole rows give it."""
+    return {"spread": (a.amax(1) - a.amin(1)).double().sum()}
+
+
+@merge_method(cut="row", vectors="column", reductions=(column_sums,), held=lambda shape: 8 * math.prod(shape[1:]))
+def without_columns(a: Same, *, sums: Sums) -> Same:
+    """Columns less their sums.
+
+    Formula: a - the sum of its column
+
+    Spaces: any. Source: this test.
+
+    >>> without_columns.on(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
+    tensor([[-5., -5.],
+            [-1., -3.]])
+    """
+    return a - sums["column"].to(a)
+
+
+@merge_method(cut="row", reductions=(row_extremes,), conclusion=lambda sums: {"share": 1e-3 * float(sums["spread"])})
+def spread(a: Same, *, sums: Sums) -> Same:
+    """A tensor plus a thousandth of the spreads of its rows.
+
+    Formula: a + 0.001 (sum over rows of max - min)
+
+    Spaces: any. Source: this test.
+
+    >>> spread.on(torch.tensor([[1.0, 2.0], [5.0, 5.0]]))
+    tensor([[1.0010, 2.0010],
+            [5.0010, 5.0010]])
+    """
+    return a + sums["share"]
+
+
 @merge_method(cut="row")
 def lossy(a: Same) -> Same:
     return a[:1]
@@ -59,7 +99,7 @@ SPECIMENS = True
 
 
 class TestConformance(MethodConformance):
-    @pytest.fixture(params=[centred, drawn], ids=lambda method: method.name)
+    @pytest.fixture(params=[centred, drawn, without_columns, spread], ids=lambda method: method.name)
     def method(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 
@@ -144,3 +184,57 @@ def test_rows_keep_their_shape() -> None:
 
     with pytest.raises(RecipeError, match="a method of cut 'row' keeps the shape of its operands"):
         merge_method(cut="row", shape=lambda shapes, values: shapes[0])(grows)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if 0 not in shape], ids=str)
+def test_columns_are_summed_up_in_every_shape(shape: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = rm.merge(METHODS["without_columns"](rm.model({"w": tensor})), threads=2, compute_dtype="float64")["w"]
+    torch.testing.assert_close(found, tensor - (tensor.sum(0) if tensor.dim() else tensor))
+
+
+@settings(max_examples=20)
+@given(rows=st.integers(1, 300), width=st.integers(1, 300), tile=st.sampled_from([2**12, 2**14]), data=st.data())
+def test_no_tile_thread_or_slice_changes_a_bit_of_sums(rows: int, width: int, tile: int, data: st.DataObject) -> None:
+    method, threads = data.draw(st.sampled_from([without_columns, spread])), data.draw(st.integers(1, 4))
+    tensor = torch.randn(rows, width, generator=torch.Generator().manual_seed(rows))
+    recipe = METHODS[method.name](rm.model({"w": tensor}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("remelt.engine.units.FOLD", 2**16)
+        whole = rm.merge(recipe, threads=1)["w"]
+        patch.setattr(cost, "TILE", tile)
+        assert torch.equal(rm.merge(recipe, threads=threads)["w"], whole)
+    torch.testing.assert_close(whole, method.on(tensor), rtol=1e-4, atol=1e-4)
+
+
+def test_threads_share_the_sums_of_a_large_tensor() -> None:
+    tensor = torch.randn(6007, 2011, generator=torch.Generator().manual_seed(0))
+    recipe = METHODS["without_columns"](rm.model({"w": tensor}))
+    assert rm.plan(recipe, threads=3).tasks[0].divisible
+    found = [rm.merge(recipe, threads=threads)["w"] for threads in (1, 3)]
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], tensor - tensor.double().sum(0).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_rows_stand_beside_other_sums() -> None:
+    """In one pass the chunks of one of them would end where the other's rows do."""
+    drawn_from = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(515, 1021, generator=drawn_from) for _ in range(2))
+    one, other = rm.model({"w": a}), rm.model({"w": b})
+    mixed = rm.weighted_sum(rm.slerp(one, other, alpha=0.3), METHODS["spread"](other), alpha=0.5)
+    found = [rm.merge(mixed, threads=threads)["w"] for threads in (1, 3)]
+    assert torch.equal(*found)
+    assert torch.equal(
+        found[0], rm.merge(rm.weighted_sum(rm.slerp(one, other, alpha=0.3), METHODS["spread"](other)))["w"]
+    )
+    torch.testing.assert_close(found[0], (METHODS["slerp"].on(a, b, alpha=0.3) + spread.on(b)) / 2.0)
+    above = rm.merge(METHODS["spread"](METHODS["without_columns"](METHODS["centred"](one))), threads=2)["w"]
+    torch.testing.assert_close(above, spread.on(without_columns.on(by_rows(a))), rtol=1e-4, atol=1e-4)
+    below = rm.merge(rm.slerp(METHODS["without_columns"](one), other, alpha=0.3), threads=2)["w"]
+    torch.testing.assert_close(below, METHODS["slerp"].on(without_columns.on(a), b, alpha=0.3), rtol=1e-4, atol=1e-4)
+
+
+def test_the_sums_of_columns_are_in_the_plan() -> None:
+    wide, narrow = ({"w": torch.zeros(shape)} for shape in ((4, 2**20), (2**20, 4)))
+    peaks = [rm.plan(METHODS["without_columns"](rm.model(one)), threads=1).peak_memory for one in (wide, narrow)]
+    assert peaks[0] - peaks[1] >= 4 * 8 * 2**20

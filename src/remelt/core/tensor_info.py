@@ -39,10 +39,12 @@ def total_bytes(infos: Iterable[TensorInfo]) -> int:
     return sum(info.nbytes for info in infos)
 
 
-def width_of_rows(shape: Sequence[int]) -> int:
-    """Elements of a row: those of all dimensions but the first, or of a whole tensor of fewer than two.
+def width_of_rows(shape: Sequence[int], vectors: str = "row") -> int:
+    """Elements of a row: those of all dimensions but the first.
 
-    >>> width_of_rows((320, 4, 3, 3)), width_of_rows((77,)), width_of_rows(())
-    (36, 77, 1)
+    A tensor of fewer than two dimensions is one row, or with ``vectors`` "column" one column.
+
+    >>> width_of_rows((320, 4, 3, 3)), width_of_rows((77,)), width_of_rows((77,), "column"), width_of_rows(())
+    (36, 77, 1, 1)
     """
-    return max(math.prod(shape[1:] if len(shape) > 1 else shape), 1)
+    return max(math.prod(shape if len(shape) < 2 and vectors == "row" else shape[1:]), 1)

@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 
 from remelt.check.program import Apply
+from remelt.core.tensor_info import width_of_rows
+from remelt.planning.cost import CHUNK, grain
 from remelt.recipe.method import ELEMENTS
-from remelt.recipe.signature import conclude
+from remelt.recipe.signature import conclude, reduce_tile
 
 Partials = dict[int, dict[str, Any]]
 """What a slice adds to the sums of each register with reductions, by name: numbers, or tensors."""
@@ -50,22 +52,57 @@ def _more(counts: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     return (counts.long() if counts.dtype is torch.int32 else counts).add_(part)
 
 
+def add_chunks(
+    sums: dict[str, Any],
+    instruction: Apply,
+    number: int,
+    args: Sequence[Any],
+    values: Mapping[str, Any],
+    earlier: Mapping[str, Any],
+    size: int,
+    shape: tuple[int, ...],
+) -> None:
+    """Add a tile's partial sums, chunk by chunk: the chunks are the same for any tile size.
+
+    ``number`` is that of the round, ``earlier`` what those before it came to; the tile has ``size`` elements, of a
+    tensor of that ``shape``.
+    """
+    method, reduction = instruction.method, instruction.reductions[number]
+    by_row = method.declaration.cut == "row"
+    chunk = grain(shape, sums=True) if by_row else CHUNK
+    width = width_of_rows(shape, method.declaration.vectors)
+    for first in range(0, max(size, 1), chunk):
+        part = [_slice(arg, first, first + chunk) for arg in args]
+        named = {name: _slice(value, first, first + chunk) for name, value in values.items()}
+        for name, partial in reduce_tile(method, reduction, part, named, earlier, width).items():
+            sums[name] = partial if name not in sums else sums[name] + partial
+
+
+def _slice(value: Any, begin: int, end: int) -> Any:
+    """Elements of a tile's tensor; anything else as it is."""
+    return value[begin:end] if isinstance(value, torch.Tensor) else value
+
+
 class Fold:
     """What the slices of a pass have found, to be added in their order: bits depend on no tile and no thread.
 
-    Whole numbers, as those of histograms, are exact in any order: they are added at once, and take no more memory for
-    more slices.
+    They are added as soon as those before them are there, so that few take memory at a time. Whole numbers, as those of
+    histograms, are exact in any order: they are added at once.
     """
 
     def __init__(self) -> None:
         self._counts: Partials = {}
-        self._parts: dict[int, Partials] = {}
+        self._totals: Partials = {}
+        self._parts: dict[int, tuple[int, Partials]] = {}
+        """By where a slice begins: where it ends, and what it found."""
+        self._next = 0
+        self._taken = 0
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return self._taken
 
-    def add(self, start: int, found: Partials) -> None:
-        """Take what the slice that begins at an element has found."""
+    def add(self, start: int, stop: int, found: Partials) -> None:
+        """Take what the slice from an element up to another has found; the first one begins at 0."""
         kept: Partials = {}
         for register, values in found.items():
             for name, value in values.items():
@@ -74,17 +111,20 @@ class Fold:
                     counts[name] = _more(counts[name], value) if name in counts else value
                 else:
                     kept.setdefault(register, {})[name] = value
-        self._parts[start] = kept
+        self._parts[start] = stop, kept
+        self._taken += 1
+        while self._next in self._parts:
+            self._next, part = self._parts.pop(self._next)
+            for register, values in part.items():
+                sums = self._totals.setdefault(register, {})
+                for name, value in values.items():
+                    sums[name] = value if name not in sums else sums[name] + value
 
     def totals(self) -> Partials:
-        """All of it added up."""
-        totals: Partials = {register: dict(counts) for register, counts in self._counts.items()}
-        for start in sorted(self._parts):
-            for register, found in self._parts[start].items():
-                sums = totals.setdefault(register, {})
-                for name, value in found.items():
-                    sums[name] = value if name not in sums else sums[name] + value
-        return totals
+        """All of it added up, once every slice is there."""
+        assert not self._parts, "a slice is missing"
+        registers = dict.fromkeys((*self._counts, *self._totals))
+        return {one: {**self._counts.get(one, {}), **self._totals.get(one, {})} for one in registers}
 
 
 @dataclass

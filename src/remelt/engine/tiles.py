@@ -17,7 +17,7 @@ from remelt.core.tensor_info import TensorInfo, width_of_rows
 from remelt.engine.cache import Recall
 from remelt.engine.copying import copy_bytes
 from remelt.engine.finite import is_finite, overflows
-from remelt.engine.known import Fold, Known, Partials
+from remelt.engine.known import Fold, Known, Partials, add_chunks
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import plain_values, run_traced
 from remelt.engine.tensors import TORCH, bytes_of
@@ -27,7 +27,7 @@ from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Pass, Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
-from remelt.recipe.signature import call_by_rows, prepare, reduce_tile
+from remelt.recipe.signature import call_by_rows, prepare
 
 
 class Stopped(Exception):
@@ -99,8 +99,8 @@ class TaskRun(Reader):
             self.whole[register] = torch.empty(shape, dtype=self.place.compute, device=self.place.device)
         if sweep.reductions and self.needs(sweep):
             fold = Fold()
-            for begin, end in stretches(sweep, size):
-                fold.add(begin, self.stretch(sweep, begin, end, size))
+            for begin, end in stretches(sweep, size, self.planned.grain(sweep)):
+                fold.add(begin, end, self.stretch(sweep, begin, end, size))
             self.known.settle(fold, size)
         elif not sweep.reductions:
             self.stretch(sweep, start, end, size)
@@ -310,7 +310,7 @@ class TaskRun(Reader):
     ) -> Any:
         """The method's result, or what it raised, named by method and key; ``shape`` is that of the whole tensor."""
         if instruction.method.declaration.cut == "row":
-            width = width_of_rows(shape) if shape else 0
+            width = width_of_rows(shape, instruction.method.declaration.vectors) if shape else 0
             return self.asked(instruction, lambda: call_by_rows(instruction.method, args, kwargs, width))
         return self.asked(instruction, lambda: instruction.method.function(*args, **kwargs))
 
@@ -328,22 +328,14 @@ class TaskRun(Reader):
     def reduce(
         self, register: int, number: int, values: Mapping[int, Any], begin: int, end: int, sums: dict[str, torch.Tensor]
     ) -> None:
-        """Add a tile's partial sums, chunk by chunk: the chunks are the same for any tile size."""
+        """Add a tile's partial sums."""
         instruction = self.program.instructions[register]
         assert isinstance(instruction, Apply)
         args, kwargs = self.arguments(instruction, values)
-        reduction = instruction.reductions[number]
         earlier = self.known.so_far(register, instruction, kwargs)
-        for first in range(0, max(end - begin, 1), CHUNK):
-            part = [self.slice(arg, first, first + CHUNK) for arg in args]
-            named = {name: self.slice(value, first, first + CHUNK) for name, value in kwargs.items()}
-            for name, partial in reduce_tile(instruction.method, reduction, part, named, earlier).items():
-                sums[name] = partial if name not in sums else sums[name] + partial
-
-    @staticmethod
-    def slice(value: Any, begin: int, end: int) -> Any:
-        """Elements of a tile's tensor; anything else as it is."""
-        return value[begin:end] if isinstance(value, torch.Tensor) else value
+        shape = self.program.shapes[register]
+        shape = self.task.shape if shape is None else shape
+        add_chunks(sums, instruction, number, args, kwargs, earlier, end - begin, shape)
 
     def call(self, call: WholeCall) -> None:
         """A method on whole tensors, and the items of a method that returns several."""

@@ -46,6 +46,8 @@ class _Tracer:
 
     def kernel(self, targets: Sequence[DType]) -> Kernel:
         sweep, instructions = self.sweep, self.program.instructions
+        if sweep.rows:
+            raise Untraceable("a method by row")
         for register in sweep.order:
             instruction = instructions[register]
             if register in self.held and register not in sweep.gathers:

@@ -95,7 +95,8 @@ class SharedTask:
         ``needs`` tells whether the sums so far leave a pass to be done.
         """
         with self._lock:
-            self._fold.add(unit.start, found)
+            assert unit.stop is not None
+            self._fold.add(unit.start, unit.stop, found)
             self.spoiled |= spoiled
             self.checksums = [a + b for a, b in zip(self.checksums, checksums, strict=True)]
             if len(self._fold) < len(self._stretches()):

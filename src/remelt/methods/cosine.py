@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from remelt.recipe.method import Mask, Shortcut, Weight, merge_method
+from remelt.core.tensor_info import width_of_rows
+from remelt.recipe.method import Mask, Shortcut, Sums, Weight, merge_method
 
-_BLOCK = 2**14
-"""Elements whose products are taken in double precision at once."""
 _AT_ALPHA_1 = (Shortcut("alpha", 1.0, "b"),)
 
 
-@merge_method(cut="tensor", shortcuts=_AT_ALPHA_1, workspace=4.0)
-def add_cosine_a(a: Weight, b: Weight, *, alpha: Mask = 1.0) -> Weight:
+def products_of_columns(a: Tensor, b: Tensor) -> Mapping[str, Tensor]:
+    """Partial sums of some rows: ``a . b``, ``a . a`` and ``b . b`` of each column, in float64."""
+    x, y = a.double(), b.double()
+    return {"ab": (x * y).sum(0), "aa": (x * x).sum(0), "bb": (y * y).sum(0)}
+
+
+def bytes_of_columns(shape: tuple[int, ...]) -> int:
+    """What these take for each of two operands."""
+    return 3 * 8 * width_of_rows(shape, "column") // 2
+
+
+@merge_method(
+    cut="row",
+    vectors="column",
+    reductions=(products_of_columns,),
+    held=bytes_of_columns,
+    shortcuts=_AT_ALPHA_1,
+    workspace=4.0,
+)
+def add_cosine_a(a: Weight, b: Weight, *, alpha: Mask = 1.0, sums: Sums) -> Weight:
     """Move ``a`` towards ``b``, less in columns that point the same way.
 
     Formula: (1 - k) a + k b, with k = 1 - min(max(s - alpha, 0), 1) and s the cosine between the columns of ``a`` and
     ``b`` (along the first dimension; whole vectors where there is no other); a column of zeros has cosine 0
 
     Spaces: two weights give a weight. At ``alpha`` 0 equal columns stay and orthogonal ones are those of ``b``; the
-    higher ``alpha``, the more is of ``b``, and at 1 all is. Needs both tensors whole in memory.
+    higher ``alpha``, the more is of ``b``, and at 1 all is. Both tensors are read twice.
 
     Source: "cosineA" of supermerger, after losslessmix; as in sd-mecha, where similarity is not spread over all keys.
 
@@ -31,18 +49,25 @@ def add_cosine_a(a: Weight, b: Weight, *, alpha: Mask = 1.0) -> Weight:
     tensor([[ 1.2500,  1.0000],
             [ 0.0000, -1.0000]])
     """
-    return _moved(a, b, alpha, _cosines(*_products_of_columns(a, b)))
+    return _moved(a, b, alpha, _cosines(sums))
 
 
-@merge_method(cut="tensor", shortcuts=_AT_ALPHA_1, workspace=4.0)
-def add_cosine_b(a: Weight, b: Weight, *, alpha: Mask = 1.0) -> Weight:
+@merge_method(
+    cut="row",
+    vectors="column",
+    reductions=(products_of_columns,),
+    held=bytes_of_columns,
+    shortcuts=_AT_ALPHA_1,
+    workspace=4.0,
+)
+def add_cosine_b(a: Weight, b: Weight, *, alpha: Mask = 1.0, sums: Sums) -> Weight:
     """Move ``a`` towards ``b``, less in columns that point the same way, and less where the tensors do.
 
     Formula: (1 - k) a + k b, with k = 1 - min(max(s - alpha, 0), 1) and s the mean of the cosine between the columns
     of ``a`` and ``b`` and of that between the whole tensors; zeros have cosine 0
 
-    Spaces: two weights give a weight. As `add_cosine_a`, but with one opinion on the tensor as a whole. Needs both
-    tensors whole in memory.
+    Spaces: two weights give a weight. As `add_cosine_a`, but with one opinion on the tensor as a whole. Both tensors
+    are read twice.
 
     Source: "cosineB" of supermerger, after losslessmix; as in sd-mecha, where similarity is not spread over all keys.
 
@@ -51,31 +76,17 @@ def add_cosine_b(a: Weight, b: Weight, *, alpha: Mask = 1.0) -> Weight:
     tensor([[ 1., -1.],
             [ 0.,  0.]])
     """
-    products = _products_of_columns(a, b)
-    whole = _cosines(*(product.sum() for product in products))
-    return _moved(a, b, alpha, (_cosines(*products) + whole) / 2.0)
+    whole = _cosines({name: sums[name].sum() for name in ("ab", "aa", "bb")})
+    return _moved(a, b, alpha, (_cosines(sums) + whole) / 2.0)
 
 
-def _products_of_columns(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``a . b``, ``a . a`` and ``b . b`` of each column, in float64."""
-    columns = a.shape[1:]
-    x, y = (a, b) if a.dim() else (a.reshape(1), b.reshape(1))
-    rows = max(_BLOCK // max(columns.numel(), 1), 1)
-    found = tuple(torch.zeros(columns, dtype=torch.float64, device=a.device) for _ in range(3))
-    for begin in range(0, len(x), rows):
-        some_x, some_y = x[begin : begin + rows].double(), y[begin : begin + rows].double()
-        for total, (one, other) in zip(found, ((some_x, some_y), (some_x, some_x), (some_y, some_y)), strict=True):
-            total += (one * other).sum(0)
-    return found[0], found[1], found[2]
-
-
-def _cosines(product: Tensor, square_a: Tensor, square_b: Tensor) -> Tensor:
+def _cosines(sums: Mapping[str, Tensor]) -> Tensor:
     """Cosines from products; 0 where one has no direction."""
-    norms = square_a.sqrt() * square_b.sqrt()
-    return torch.where(norms == 0.0, norms, product / norms).clamp(-1.0, 1.0)
+    norms = sums["aa"].sqrt() * sums["bb"].sqrt()
+    return torch.where(norms == 0.0, norms, sums["ab"] / norms).clamp(-1.0, 1.0)
 
 
 def _moved(a: Tensor, b: Tensor, alpha: Any, similarity: Tensor) -> Tensor:
     """The point between ``a`` and ``b``, nearer to ``a`` where they are alike."""
-    share = 1.0 - (similarity.to(a.dtype) - alpha).clamp(0.0, 1.0)
+    share = 1.0 - (similarity.to(a) - alpha).clamp(0.0, 1.0)
     return torch.lerp(a, b, share)

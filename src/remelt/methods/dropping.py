@@ -56,8 +56,8 @@ def della(
     e is ``epsilon``, or as much of it as ``density`` leaves room for: min(epsilon, density, 1 - density).
 
     Spaces: a delta gives a delta. As `dare`, with large changes better kept. A row is the first dimension's; a tensor
-    of one dimension is one row, and in a row of one element p is ``density``. u differs from call to call in a recipe. It
-    costs a sort of every row.
+    of one dimension is one row, and in a row of one element p is ``density``. u differs from call to call in a recipe.
+    It costs a sort of every row.
 
     Source: MagPrune of DELLA-Merging (Deep et al. 2024, arXiv 2406.11617), whose epsilon is the whole way from the
     least to the greatest p: twice this one, which is mergekit's. mergekit ranks along dimension 1, and rescales by sums

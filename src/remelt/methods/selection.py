@@ -120,6 +120,11 @@ def selection_of(values: Callable[..., Sequence[Tensor]]) -> tuple[Reduction, ..
     return tuple(replace(one, function=function) for one, function in zip(SELECTION, functions, strict=True))
 
 
+def counted_whole(values: Callable[..., Sequence[Tensor]]) -> tuple[Reduction, ...]:
+    """The two rounds that find the same without a sample, as where values are of whole rows."""
+    return tuple(Reduction(one.function) for one in selection_of(values)[2:])
+
+
 def thresholds(sums: Mapping[str, Any], *, k: Sequence[float]) -> Mapping[str, float]:
     """The least magnitude of each model that is kept, as ``threshold0`` and so on: that of its largest share ``k``.
 

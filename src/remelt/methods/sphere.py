@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from remelt.methods.cosine import bytes_of_columns, products_of_columns
 from remelt.methods.gram import Floats, are_several, dots, fractions, matrix, mixed, mixture, norms_and_cosines
 from remelt.methods.spherical import dot_products
 from remelt.recipe.method import Integer, Number, Numbers, Same, Shortcut, Sums, merge_method
@@ -81,11 +82,18 @@ def nuslerp_rows(a: Same, b: Same, *, alpha: Number = 0.5) -> Same:
     tensor([[0.7071, 1.4142],
             [2.0000, 2.0000]])
     """
-    return _along(a, b, alpha, dim=1)
+    return _along(a, b, alpha)
 
 
-@merge_method(cut="tensor", shortcuts=_ENDS, workspace=7.0)
-def nuslerp_columns(a: Same, b: Same, *, alpha: Number = 0.5) -> Same:
+@merge_method(
+    cut="row",
+    vectors="column",
+    reductions=(products_of_columns,),
+    held=bytes_of_columns,
+    shortcuts=_ENDS,
+    workspace=4.0,
+)
+def nuslerp_columns(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     """Interpolate each column with the shares of an arc of its own, norms as they come.
 
     Formula: that of `nuslerp` for each column: the elements that differ in the index of the first dimension alone. A
@@ -93,8 +101,8 @@ def nuslerp_columns(a: Same, b: Same, *, alpha: Number = 0.5) -> Same:
 
     Spaces: two weights or two deltas give the same.
 
-    A column is what one input of a layer gives to all its outputs, or one feature of all tokens of an embedding. Whole
-    tensors are held, as columns do not lie together.
+    A column is what one input of a layer gives to all its outputs, or one feature of all tokens of an embedding. Both
+    tensors are read twice, as columns do not lie together.
 
     Source: mergekit, ``nuslerp`` with ``nuslerp_row_wise: true`` and ``nuslerp_flatten: false``.
 
@@ -103,7 +111,7 @@ def nuslerp_columns(a: Same, b: Same, *, alpha: Number = 0.5) -> Same:
     tensor([[0.7071, 2.0000],
             [1.4142, 4.0000]])
     """
-    return _along(a, b, alpha, dim=0)
+    return _on_arcs(a, b, alpha, sums["aa"].to(a.device), sums["bb"].to(a.device), sums["ab"].to(a.device))
 
 
 @merge_method(cut="row", shortcuts=_ENDS, workspace=7.0)
@@ -125,15 +133,22 @@ def slerp_rows(a: Same, b: Same, *, alpha: Number = 0.5) -> Same:
     tensor([[1.4142, 1.4142],
             [2.0000, 2.0000]])
     """
-    return _along(a, b, alpha, dim=1, norms=True)
+    return _along(a, b, alpha, norms=True)
 
 
-def _along(a: Tensor, b: Tensor, alpha: float, *, dim: int, norms: bool = False) -> Tensor:
-    """The points on the arcs between vectors along a dimension, whose norms are interpolated or left as they come."""
+def _along(a: Tensor, b: Tensor, alpha: float, *, norms: bool = False) -> Tensor:
+    """The points on the arcs between rows."""
     x, y = a.double(), b.double()
-    norm_a, norm_b = (x * x).sum(dim, keepdim=True).sqrt_(), (y * y).sum(dim, keepdim=True).sqrt_()
-    cosine = (x * y).sum(dim, keepdim=True)
+    square_a, square_b, product = ((one * other).sum(1, keepdim=True) for one, other in ((x, x), (y, y), (x, y)))
     del x, y
+    return _on_arcs(a, b, alpha, square_a, square_b, product, norms=norms)
+
+
+def _on_arcs(
+    a: Tensor, b: Tensor, alpha: float, square_a: Tensor, square_b: Tensor, cosine: Tensor, *, norms: bool = False
+) -> Tensor:
+    """The points on the arcs between vectors of those products, whose norms are interpolated or left as they come."""
+    norm_a, norm_b = square_a.sqrt(), square_b.sqrt()
     product = norm_a * norm_b
     omega = (cosine / product).clamp_(-1.0, 1.0).acos_()
     sine = omega.sin()

@@ -61,12 +61,12 @@ class CostModel:
         self.tile = tile
         self.longest = max(tile, CHUNK) if any(one.reductions for one in sweeps) else tile
         self.shapes = list(dict.fromkeys(one.shape for one in sweeps))
-        self.rows = list(dict.fromkeys(one.shape for one in sweeps if one.rows))
-        self.sums = _COPIES * sum(
-            instruction.method.declaration.held * len(instruction.operands)
-            for instruction in program.instructions
+        self.rows = list(dict.fromkeys((one.shape, bool(one.reductions)) for one in sweeps if one.rows))
+        self.sums = [
+            (instruction.method.declaration.held, program.shapes[register], _COPIES * len(instruction.operands))
+            for register, instruction in enumerate(program.instructions)
             if isinstance(instruction, Apply) and instruction.reductions
-        )
+        ]
         self.heavy = [
             instruction
             for instruction in program.instructions
@@ -82,18 +82,24 @@ class CostModel:
         """The cost of one task."""
         numel = math.prod(task.shape)
         largest = max([numel if shape is None else math.prod(shape) for shape in self.shapes], default=0)
-        longest = max([self.longest, *(grain(task.shape if shape is None else shape) for shape in self.rows)])
+        rows = (grain(task.shape if shape is None else shape, sums=sums) for shape, sums in self.rows)
+        longest = max([self.longest, *rows])
         tiles = min(longest, max(largest, 1)) * self.live * self.itemsize
-        memory = tiles + self.sums + self.travels * min(DEVICE_TILE, max(largest, 1))
+        held = sum(
+            times * (size if isinstance(size, int) else size(task.shape if shape is None else shape))
+            for size, shape, times in self.sums
+        )
+        memory = tiles + held + self.travels * min(DEVICE_TILE, max(largest, 1))
         if self.holds:
             memory += _whole_peak(task, self.passes, self.itemsize)
         heavy = tuple((found.method.name, _operations(task, found)) for found in self.heavy)
         return Cost(memory, self.tile, numel * self.steps, tiles, heavy)
 
 
-def grain(shape: tuple[int, ...]) -> int:
-    """Elements at multiples of which rows and 8 bytes of any type begin together."""
-    return math.lcm(width_of_rows(shape), 8)
+def grain(shape: tuple[int, ...], *, sums: bool = False) -> int:
+    """Elements at multiples of which rows and 8 bytes of any type begin together; with ``sums``, their chunks, too."""
+    rows = math.lcm(width_of_rows(shape), 8)
+    return max(CHUNK // rows, 1) * rows if sums else rows
 
 
 def task_cost(task: Task, passes: Schedule, itemsize: int) -> Cost:

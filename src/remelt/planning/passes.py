@@ -84,24 +84,26 @@ class _Scheduler:
                 self.whole.add(register)
             elif isinstance(instruction, Apply) and not self._streams(register, instruction):
                 self.whole.add(register)
-                base += 1
+                base += len(instruction.reductions) + 1
             elif isinstance(instruction, Apply):
                 base += len(instruction.reductions)
             self.levels[register] = base
 
     def _summed(self) -> set[int]:
-        """The registers that reductions are computed from."""
+        """The registers that reductions by element are computed from."""
         found: set[int] = set()
         for register in range(len(self.program.instructions) - 1, -1, -1):
             instruction = self.program.instructions[register]
-            if register in found or (isinstance(instruction, Apply) and instruction.reductions):
+            sums_up = isinstance(instruction, Apply) and bool(instruction.reductions)
+            if register in found or (sums_up and not self._cuts_rows(register)):
                 found.update(self.program.operands(register))
         return found
 
     def _streams(self, register: int, instruction: Apply) -> bool:
         """Whether a method's tiles are computed where they are needed: sums are of chunks, which end within rows."""
-        cut = instruction.method.declaration.cut
-        return cut == "element" or (cut == "row" and register not in self.summed)
+        if self._cuts_rows(register):
+            return register not in self.summed
+        return instruction.method.declaration.cut == "element"
 
     def run(self) -> Schedule:
         calls: dict[int, list[int]] = {}
@@ -111,14 +113,14 @@ class _Scheduler:
         for register, instruction in enumerate(self.program.instructions):
             if not isinstance(instruction, Apply):
                 continue
+            rounds, level = len(instruction.reductions), self.levels[register]
             if register in self.whole:
-                calls.setdefault(self.levels[register] - 1, []).append(register)
-                continue
-            rounds = len(instruction.reductions)
-            if rounds and self.small:
-                stores.setdefault(self.levels[register], []).append(register)
+                level -= 1
+                calls.setdefault(level, []).append(register)
+            elif rounds and self.small:
+                stores.setdefault(level, []).append(register)
             for number in range(rounds):
-                reductions.setdefault(self.levels[register] - rounds + number, []).append((register, number))
+                reductions.setdefault(level - rounds + number, []).append((register, number))
         for position, output in enumerate(self.program.outputs):
             outputs.setdefault(self.levels[output.register], []).append(position)
         passes: list[Pass] = []
@@ -146,7 +148,7 @@ class _Scheduler:
 
     def _sweeps(
         self, reductions: Iterable[tuple[int, int]], gathers: Iterable[int], outputs: Iterable[int]
-    ) -> list[Pass]:
+    ) -> Sequence[Pass]:
         shapes: dict[tuple[int, ...] | None, tuple[list[tuple[int, int]], list[int], list[int]]] = {}
         for register, number in reductions:
             shapes.setdefault(self.program.shapes[register], ([], [], []))[0].append((register, number))
@@ -155,7 +157,18 @@ class _Scheduler:
         for position in outputs:
             register = self.program.outputs[position].register
             shapes.setdefault(self.program.shapes[register], ([], [], []))[2].append(position)
-        return [self._sweep(shape, *targets) for shape, targets in shapes.items()]
+        return [one for shape, targets in shapes.items() for one in self._apart(self._sweep(shape, *targets))]
+
+    def _apart(self, sweep: Sweep) -> list[Sweep]:
+        """The pass, or two where some of its sums are of chunks of rows, or its tiles are of rows, and others not."""
+        others = tuple(one for one in sweep.reductions if not self._cuts_rows(one[0]))
+        if not sweep.rows or not others:
+            return [sweep]
+        rest = [one for one in sweep.reductions if one not in others]
+        return [
+            self._sweep(sweep.shape, others, (), ()),
+            self._sweep(sweep.shape, rest, sweep.gathers, sweep.outputs),
+        ]
 
     def _sweep(
         self,
@@ -195,13 +208,13 @@ class _Scheduler:
             shape,
             sampled=only and all(one.sampled for one in rounds),
             due=not only or any(self._is_due(one) for one in rounds),
-            rows=any(self._is_by_row(register) for register in order),
+            rows=any(self._cuts_rows(register) and register not in self.whole for register in order)
+            or any(self._cuts_rows(register) for register, _ in reductions),
         )
 
-    def _is_by_row(self, register: int) -> bool:
+    def _cuts_rows(self, register: int) -> bool:
         instruction = self.program.instructions[register]
-        by_row = isinstance(instruction, Apply) and instruction.method.declaration.cut == "row"
-        return by_row and register not in self.whole
+        return isinstance(instruction, Apply) and instruction.method.declaration.cut == "row"
 
     def _round(self, register: int, number: int) -> Reduction:
         instruction = self.program.instructions[register]

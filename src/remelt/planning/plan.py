@@ -38,7 +38,9 @@ class PlannedTask:
 
     def grain(self, sweep: Sweep) -> int:
         """At multiples of how many elements the tiles of a pass begin."""
-        return grain(self.task.shape if sweep.shape is None else sweep.shape) if sweep.rows else 1
+        if not sweep.rows:
+            return 1
+        return grain(self.task.shape if sweep.shape is None else sweep.shape, sums=bool(sweep.reductions))
 
 
 @dataclass(frozen=True)

@@ -142,16 +142,17 @@ class Reduction:
 class Declaration:
     """What the planner must know of a method.
 
-    - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``row`` (the
-      function gets matrices, of the first dimension against all others, and any rows of them give the same rows of the
-      result; a tensor of one dimension is one row), ``tensor`` (needs whole tensors), ``model`` (needs several keys).
+    - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``row`` (functions
+      get matrices, of the first dimension against all others, and any rows of them give the same rows of the result; a
+      tensor of one dimension is one row, or with ``vectors`` one column), ``tensor`` (needs whole tensors), ``model``
+      (needs several keys).
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
       A `Reduction` says more of a round. How many elements the tensor has is among the sums, as ``elements``.
     - ``reduces``: whether reductions are needed at all, or which, from the plain arguments; those that differ from key
       to key are left out, or None within a list.
     - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
-      numbers by name, once a tensor; the method is then given those as its ``sums``, and need not decide by them.
+      numbers by name, once a tensor; the method is then given those as its ``sums``.
     - ``prepares``: for cut ``tensor``, what of a call depends on the operands, and on those plain arguments alone that
       it names: tensors by name, which are kept for further merges where there is a cache.
     - ``shortcuts``: numbers at which an operand is the result.
@@ -160,10 +161,10 @@ class Declaration:
     - ``selects``: which keys the result has; the others are absent from it.
     - ``first_present``: the result is the first operand that has the key.
     - ``casts``: the parameter that names the result's element type.
-    - ``shape``: the result's shape, where it is not the first operand's.
-    - ``spreads``: whether NaN or infinity in any operand's element always makes that element of the result NaN or
-      infinite, as sums and products do: then looking at the result is enough to find them.
-    - ``held``: bytes that the sums of one operand take, where they are more than numbers.
+    - ``shape``: the result's shape, where not the first operand's.
+    - ``spreads``: whether NaN or infinity in any operand's element always makes that of the result NaN or infinite, as
+      sums and products do: then looking at the result is enough.
+    - ``held``: bytes that the sums of one operand take where they are more than numbers, or a function of its shape.
     - ``work``: floating-point operations that one call takes where they are many (a decomposition, products of
       matrices), from the operands' shapes and the plain arguments: time is told from it.
     - ``faster``: what to do instead where that takes long.
@@ -171,6 +172,7 @@ class Declaration:
     """
 
     cut: Cut
+    vectors: Literal["row", "column"] = "row"
     reductions: Sequence[Reduction] = ()
     reduces: Callable[[Bindings], bool | Sequence[Reduction]] | None = None
     conclusion: Callable[..., Mapping[str, float]] | None = None
@@ -181,7 +183,7 @@ class Declaration:
     selects: Callable[[KeyFacts, Bindings], bool] | None = None
     first_present: bool = False
     casts: str | None = None
-    held: int = 0
+    held: int | Callable[[tuple[int, ...]], int] = 0
     shape: Callable[[Sequence[tuple[int, ...]], Bindings], tuple[int, ...]] | None = None
     spreads: bool = False
     work: Callable[[Sequence[tuple[int, ...]], Bindings], float] | None = None
@@ -382,8 +384,10 @@ def _validate(method: Method[..., Any]) -> None:
         raise RecipeError(f"{refuse}a conclusion needs reductions")
     if declaration.reduces is not None and declaration.conclusion is None:
         raise RecipeError(f"{refuse}where reductions may be left out, a conclusion says what stands for them")
-    if declaration.reductions and declaration.cut != "element":
-        raise RecipeError(f"{refuse}only a method of cut 'element' is streamed after reductions")
+    if declaration.reductions and declaration.cut not in ("element", "row"):
+        raise RecipeError(f"{refuse}only a method of cut 'element' or 'row' is streamed after reductions")
+    if declaration.cut == "row" and any(one.sampled or one.across for one in declaration.reductions):
+        raise RecipeError(f"{refuse}rounds of cut 'row' are of all rows of one tensor: none is sampled or across")
     if "any" in {method.returns, *(parameter.kind for parameter in method.parameters)} and declaration.mass is None:
         raise RecipeError(f"{refuse}arguments of any space need a `mass` rule")
     for shortcut in declaration.shortcuts:

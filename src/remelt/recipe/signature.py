@@ -231,7 +231,7 @@ def prepare(method: Method[..., Any], args: Sequence[Any], values: Mapping[str, 
 def call_by_rows(method: Method[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], width: int = 0) -> Any:
     """A method of cut ``row`` on tensors, or on tiles whose rows have that width; the result has their shape."""
     shape = args[0].shape
-    width = width or width_of_rows(shape)
+    width = width or width_of_rows(shape, method.declaration.vectors)
     rows = [_as_rows(value, width) for value in args]
     result = method.function(*rows, **{name: _as_rows(value, width) for name, value in kwargs.items()})
     return result.reshape(shape) if hasattr(result, "reshape") and result.numel() == args[0].numel() else result
@@ -247,9 +247,17 @@ def reduce_tile(
     args: Sequence[Any],
     values: Mapping[str, Any],
     sums: Mapping[str, Any],
+    width: int = 0,
 ) -> Mapping[str, Any]:
-    """One tile's partial sums: the reduction gets the operands, and by name those values and sums it asks for."""
+    """One tile's partial sums: the reduction gets the operands, and by name those values and sums it asks for.
+
+    Operands are tensors, or tiles whose rows have that ``width``.
+    """
     function = reduction.function
+    if method.declaration.cut == "row":
+        width = width or width_of_rows(args[0].shape, method.declaration.vectors)
+        args = [_as_rows(value, width) for value in args]
+        values = {name: _as_rows(value, width) for name, value in values.items()}
     result: Mapping[str, Any] = function(*args, **_asked(method, function, values, sums))
     return result
 

@@ -15,7 +15,7 @@ from remelt.archs.facts import KeyFacts, layout
 from remelt.check.spaces import SPACE_MASS, name_of
 from remelt.core.dtype import DType
 from remelt.core.random import Random
-from remelt.core.tensor_info import TensorInfo
+from remelt.core.tensor_info import TensorInfo, width_of_rows
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.recipe.method import ELEMENTS, Mass, Method, MethodParameter
@@ -167,6 +167,9 @@ class Case:
         """One round of reductions, added up over chunks, given the sums of the rounds before."""
         flat = [tensor.reshape(-1) for tensor in tensors]
         size = max((tensor.numel() for tensor in flat), default=0)
+        width = width_of_rows(tensors[0].shape, self.method.declaration.vectors)
+        if self.method.declaration.cut == "row":
+            chunk = max(chunk // width, 1) * width
         total: dict[str, Tensor] = {}
         for begin in range(0, max(size, 1), chunk):
             args, kwargs = self.arguments([tensor[begin : begin + chunk] for tensor in flat], settings)
@@ -174,7 +177,7 @@ class Case:
             given = sums_so_far(self.method, with_elements(earlier, tensors), kwargs)
             if reduction.unless is not None and reduction.unless(given):
                 return {}
-            for name, partial in reduce_tile(self.method, reduction, args, kwargs, given).items():
+            for name, partial in reduce_tile(self.method, reduction, args, kwargs, given, width).items():
                 total[name] = partial if name not in total else total[name] + partial
         return total
 

@@ -232,7 +232,9 @@ class Methods(Parameters):
         total = sum(self._plain_weights(others, scope))
         method, factor = ("passthrough", "scale") if first is None else ("scale", "alpha")
         return self._around(
-            first, others, lambda nodes: self._call(method, [self._call("multislerp", nodes, settings)], {factor: total})
+            first,
+            others,
+            lambda nodes: self._call(method, [self._call("multislerp", nodes, settings)], {factor: total}),
         )
 
     def _by_karcher(self, parts: Sequence[Part], base: Model | None, scope: Scope) -> Node:
