@@ -17,7 +17,7 @@ from remelt.version import __version__
 
 if TYPE_CHECKING:
     from remelt.api.inspection import inspect
-    from remelt.api.merging import merge, plan
+    from remelt.api.merging import convert, merge, plan
     from remelt.api.options import MergeOptions
     from remelt.api.recipes import compose, deserialize, serialize
     from remelt.engine.cache import Cache
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "remelt.api.inspection": ("inspect",),
-    "remelt.api.merging": ("merge", "plan"),
+    "remelt.api.merging": ("convert", "merge", "plan"),
     "remelt.api.options": ("MergeOptions",),
     "remelt.api.recipes": ("compose", "deserialize", "serialize"),
     "remelt.engine.cache": ("Cache",),
@@ -198,6 +198,7 @@ __all__ = [
     "classes",
     "components",
     "compose",
+    "convert",
     "crossover",
     "dare",
     "della",
@@ -278,8 +279,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     home = _HOME_OF.get(name)
     if home is None:
-        if name == "convert":
-            raise AttributeError("remelt.convert is reserved for conversions between key layouts, which come later")
         raise AttributeError(f"module 'remelt' has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value

@@ -29,8 +29,6 @@ def test_every_merge_method_is_a_public_name() -> None:
     assert public == ours
 
 
-def test_an_unknown_name_is_an_attribute_error_and_convert_is_reserved() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'mrege'"):
         remelt.mrege  # noqa: B018
-    with pytest.raises(AttributeError, match="reserved"):
-        remelt.convert  # noqa: B018

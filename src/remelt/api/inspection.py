@@ -54,7 +54,7 @@ def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, 
     folders = models_folders([Path(folder) for folder in models_dirs])
     with open_checkpoint(locate_model(str(path), [Path.cwd(), *folders])) as checkpoint:
         found = detect(checkpoint.tensors)
-        described = layout(tuple(checkpoint.tensors), found.arch)
+        described = layout(tuple(checkpoint.tensors), found.arch, found.spelling)
         dtypes: dict[str, int] = {}
         for info in checkpoint.tensors.values():
             dtypes[info.dtype.name] = dtypes.get(info.dtype.name, 0) + 1

@@ -21,6 +21,7 @@ from remelt.errors import OptionError, RunError
 from remelt.methods import METHODS
 from remelt.planning.plan import Plan
 from remelt.recipe.node import Node
+from remelt.recipe.node import model as as_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,30 @@ def merge(
     return merged.tensors[0] if output is None else merged.paths[0]
 
 
+def convert(
+    model: Node | Mapping[str, Any] | PathLike,
+    output: PathLike | None = None,
+    *,
+    to: str,
+    watch: Watch | None = None,
+    **options: Any,
+) -> Any:
+    """A model of a known arch in another layout of keys, streamed to a file or folder, or as a dictionary of tensors.
+
+    ``to`` is a dialect: ``original`` for single files, ``diffusers`` for folders of components. A folder has weights
+    alone, unless ``like`` names one whose configurations and tokenizers belong to it. Further options are those of
+    `MergeOptions`. Returns what `merge` returns, and raises what it raises; `CheckError` where keys would be lost.
+
+    >>> import torch, remelt
+    >>> convert({"w": torch.zeros(2)}, to="diffusers")
+    Traceback (most recent call last):
+    remelt.errors.CheckError: refused: 1 problem in 1 input
+      memory  is of no known arch, so that nobody can tell how diffusers names its keys
+    """
+    recipe = model if isinstance(model, Node) else as_model(model)
+    return merge(recipe, output, watch=watch, dialect=to, **options)
+
+
 def plan(recipe: Node | PathLike, output: PathLike | None = None, **options: Any) -> Plan:
     """What `merge` with the same arguments would do, from headers alone: inputs, bytes, peak memory, time, warnings.
 
@@ -105,6 +130,7 @@ def prepare_merges(sources: Sequence[Source], outputs: Sequence[PathLike | None]
 def _resolved(output: PathLike, options: MergeOptions) -> Path:
     path = Path(output)
     wants_folder = options.max_shard_size is not None or path.is_dir() or str(output).endswith(("/", "\\"))
+    wants_folder |= options.makes_folder
     return output_path(path, folder=wants_folder and path.suffix != ".safetensors")
 
 

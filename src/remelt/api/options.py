@@ -16,7 +16,7 @@ from remelt.errors import OptionError
 
 _DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu)(?::[0-9]+)?")
 
-DECISIVE = ("compute_dtype", "dtype", "missing", "nonfinite")
+DECISIVE = ("compute_dtype", "dialect", "dtype", "missing", "nonfinite")
 """Options that decide what a result is, beside its recipe: where they are not the default, it carries them too."""
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class MergeOptions:
     - ``nonfinite``: what to do about NaN and infinities: ``error``, ``keep``, ``missing``.
     - ``overwrite``: whether an existing output may be replaced.
     - ``restart``: whether to begin anew where an interrupted merge of the same could be continued.
+    - ``dialect``: the layout of keys that the result shall have, such as ``diffusers``; by default the first model's.
+    - ``like``: a model's folder, of which a result that is a folder takes configurations, tokenizers and file names; by
+      default an input's.
     - ``fallback``: a model that gives what the recipe's result lacks.
     - ``cache``: a `Cache` that repeated merges of the same models share; its size counts within ``memory``.
     """
@@ -55,6 +58,8 @@ class MergeOptions:
     nonfinite: str = "error"
     overwrite: bool = False
     restart: bool = False
+    dialect: str | None = None
+    like: PathLike | None = None
     fallback: PathLike | None = None
     cache: Cache | None = None
     config: Path | None = field(default=None)
@@ -77,6 +82,11 @@ class MergeOptions:
             amount = getattr(self, name)
             if amount is not None and _bytes(amount) <= 0:
                 raise OptionError(f"{name} must be more than nothing, but got {amount!r}")
+
+    @property
+    def makes_folder(self) -> bool:
+        """Whether the result is a folder, unless its name is a file's."""
+        return self.max_shard_size is not None or self.like is not None or self.dialect not in (None, "original")
 
     @property
     def decisive(self) -> dict[str, str]:

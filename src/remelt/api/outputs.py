@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from remelt.api.resources import free_disk, nearest_folder
-from remelt.check.inputs import Input
 from remelt.core.tensor_info import TensorInfo
 from remelt.core.units import format_bytes
 from remelt.engine.commit import is_unfinished, is_unfinished_folder, reserved_bytes
@@ -74,15 +73,19 @@ def refuse_full_disk(outputs: Sequence[PlannedOutput]) -> None:
 
 
 def lay_out(
-    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], path: Path, first: Input, shard_bytes: int | None
+    tensors: Mapping[str, TensorInfo],
+    metadata: Mapping[str, str],
+    path: Path,
+    like: Path | None,
+    shard_bytes: int | None,
 ) -> OutputLayout:
-    """The layout of a result on disk: one file, or a folder of shards named as the first input names them."""
+    """The layout of a result on disk: one file, or a folder of shards named as in the folder ``like``, if it is one."""
     if path.suffix == SUFFIX:
         if shard_bytes is not None:
             raise OptionError("shards go to a folder, but the output is a file", hint=f"-o {path.with_suffix('')}")
         file = file_layout(tensors, metadata, path.name)
         return OutputLayout(files=(file,), indexes=(), is_folder=False)
-    layout = folder_layout(tensors, metadata, max_shard_size=shard_bytes, weight_names=_weight_names(first))
+    layout = folder_layout(tensors, metadata, max_shard_size=shard_bytes, weight_names=_weight_names(tensors, like))
     if (path / "model_index.json").is_file() and not any("/" in file.name for file in layout.files):
         raise OutputError(
             f"{path} is a model of several components, as its model_index.json says, and the result is not",
@@ -91,26 +94,29 @@ def lay_out(
     return layout
 
 
-def _weight_names(first: Input) -> dict[str, str]:
+def _weight_names(keys: Iterable[str], like: Path | None) -> dict[str, str]:
     """The stem of the weight files of each component folder (``""`` is the folder itself)."""
-    root = first.checkpoint.path
-    names: dict[str, str] = {}
-    if root is None or not root.is_dir():
+    folders = {key.rpartition("/")[0] for key in keys}
+    names = {
+        folder: "model" if folder.startswith("text_encoder") or not folder else "diffusion_pytorch_model"
+        for folder in folders
+    }
+    if like is None or not like.is_dir():
         return names
-    for file in first.checkpoint.files():
-        parent = file.parent.relative_to(root).as_posix()
-        stem = file.name.split(".")[0].split("-00")[0]
-        names.setdefault("" if parent == "." else parent, "model" if stem == "pytorch_model" else stem)
+    for folder in folders:
+        found = sorted(file for file in (like / folder).glob("*") if file.name.endswith(_WEIGHTS))
+        if found:
+            stem = found[0].name.split(".")[0].split("-00")[0]
+            names[folder] = "model" if stem == "pytorch_model" else stem
     return names
 
 
-def companions_of(first: Input, output: PlannedOutput) -> Iterator[tuple[Path, str]]:
-    """The small files beside the first input's weights (configs, tokenizers), where both are folders."""
-    root = first.checkpoint.path
-    if root is None or not root.is_dir() or output.layout is None or not output.layout.is_folder:
+def companions_of(like: Path | None, output: PlannedOutput) -> Iterator[tuple[Path, str]]:
+    """The small files of the folder ``like`` beside its weights (configs, tokenizers), where the output is one, too."""
+    if like is None or not like.is_dir() or output.layout is None or not output.layout.is_folder:
         return
-    for file in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(root).parts) or is_unfinished(file.name)
+    for file in sorted(like.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(like).parts) or is_unfinished(file.name)
         if hidden or not file.is_file() or file.name.endswith(_WEIGHTS) or file.stat().st_size > _LARGEST_COMPANION:
             continue
-        yield file, file.relative_to(root).as_posix()
+        yield file, file.relative_to(like).as_posix()

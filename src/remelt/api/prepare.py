@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remelt.api.dialect_views import in_one_spelling, wanted_dialect
 from remelt.api.embedding import portable_text
 from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
 from remelt.api.opening import Opened, open_models
@@ -17,6 +18,7 @@ from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
 from remelt.api.token_views import TokenAlignedCheckpoint
 from remelt.api.vocabulary import with_vocabulary
+from remelt.archs.dialects import IN_FULL
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
 from remelt.check.inputs import Input, arch_of, input_groups, keys_of
@@ -143,10 +145,17 @@ class _Group:
         options: MergeOptions,
     ) -> None:
         self.graph, self.masses, self.positions, self.options = graph, masses, positions, options
-        self.inputs = {index: opened.inputs[index] for index in used}
         self.roots = [graph.roots[position] for position in positions]
+        self.problems: list[Problem] = []
+        self.inputs = {index: opened.inputs[index] for index in used}
+        self.spelling = IN_FULL
 
     def prepare(self, outputs: Sequence[Path | None], texts: Sequence[str]) -> PreparedGroup:
+        order = [index for root in self.roots for index in (*self.weights_of(root), *self.graph.models_of(root))]
+        own = [outputs[position] for position in self.positions]
+        like = None if self.options.like is None else Path(self.options.like)
+        dialect = wanted_dialect(self.options.dialect, own, self.inputs[order[0]])
+        self.inputs, self.spelling = in_one_spelling(self.inputs, order, dialect, like, self.problems)
         for root in self.roots:
             refuse_strange_stacks(list(self.inputs_of(root).values()))
         report = self.check()
@@ -170,12 +179,12 @@ class _Group:
 
     def check(self) -> KeyReport:
         """Archs, names and keys; all their problems at once."""
-        problems: list[Problem] = []
+        problems = list(self.problems)
         layouts = []
         for root in self.roots:
             given = list(self.inputs_of(root).values())
             arch = arch_of(given, problems)
-            layouts.append(arch_layout(keys_of(given), arch))
+            layouts.append(arch_layout(keys_of(given), arch, self.spelling))
             problems += check_names(self.graph, self.graph.reachable(root), layouts[-1])
         _refuse(list(dict.fromkeys(problems)), self.graph)
         options = KeyOptions(missing=self.options.missing, dtype=self.options.stored)  # type: ignore[arg-type]
@@ -215,12 +224,12 @@ class _Group:
         }
         if self.options.decisive:
             metadata[OPTIONS_KEY] = json.dumps(self.options.decisive)
-        layout = lay_out(tensors, metadata, path, self.first_of(root), self.options.shard_bytes)
+        layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes)
         return PlannedOutput(str(path), space, tensors, layout)
 
     def companions(self, root: int, output: PlannedOutput) -> Iterator[tuple[Path | bytes, str]]:
         """The small files beside a result; a configuration tells how many layers and tokens it has."""
-        found: list[tuple[Path | bytes, str]] = list(companions_of(self.first_of(root), output))
+        found: list[tuple[Path | bytes, str]] = list(companions_of(self.small_files(root), output))
         parts = [given for given in self.inputs_of(root).values() if given.model.layers is not None]
         if parts:
             found = [(restacked(content, parts) if name == CONFIG else content, name) for content, name in found]
@@ -229,6 +238,15 @@ class _Group:
                 found = with_vocabulary(found, given.checkpoint.shared)
                 break
         yield from found
+
+    def small_files(self, root: int) -> Path | None:
+        """The folder whose configurations and tokenizers belong to one result, and whose weight files it names."""
+        if self.options.like is not None:
+            return Path(self.options.like)
+        first = self.first_of(root)
+        alike = [one for one in self.inputs_of(root).values() if one.detection.spelling == self.spelling]
+        found = first if first.detection.spelling == self.spelling else next(iter(alike), first)
+        return found.checkpoint.path if found.detection.spelling == self.spelling else None
 
     def weights_of(self, root: int) -> Iterator[int]:
         """The models that one result uses, in the recipe's order."""

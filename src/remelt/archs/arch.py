@@ -13,8 +13,20 @@ from types import MappingProxyType, ModuleType
 from remelt.archs import named
 from remelt.archs.reader import Table, read_table
 from remelt.core.registry import Registry
-from remelt.core.tensor_info import TensorInfo
 from remelt.errors import OptionError
+
+
+@dataclass(frozen=True)
+class ComponentDialect:
+    """Another layout of a component: the ``dialect``, the folder that holds it there, and the ``key_map`` by name.
+
+    ``left_out`` are globs over the component's keys, without prefix, for which that layout has no place.
+    """
+
+    dialect: str
+    folder: str
+    key_map: str
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,14 @@ class Component:
     """A part of the model: its keys begin with one of ``prefixes``.
 
     ``bare`` are beginnings of keys in files that hold this component alone, without the first of its prefixes.
+    ``dialects`` are other layouts of it.
     """
 
     name: str
     aliases: tuple[str, ...]
     prefixes: tuple[str, ...]
     bare: tuple[str, ...]
+    dialects: tuple[ComponentDialect, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,17 +171,6 @@ class Arch:
                 return component.prefixes[0] + key
         return key
 
-    def find(self, tensors: Mapping[str, TensorInfo], key: str) -> TensorInfo | None:
-        """The tensor of a canonical key, however the file spells it."""
-        return next((tensors[spelling] for spelling in self._spellings(key) if spelling in tensors), None)
-
-    def _spellings(self, key: str) -> Iterator[str]:
-        yield key
-        for component in self.components:
-            shortened = key.removeprefix(component.prefixes[0])
-            if component.bare and shortened != key and shortened.startswith(component.bare):
-                yield shortened
-
     def component_of(self, key: str) -> tuple[Component, str] | None:
         """The component of a canonical key, and the rest of the key after the prefix."""
         for component in self.components:
@@ -256,7 +259,16 @@ def _variant(entry: Table) -> Variant:
 
 
 def _component(entry: Table) -> Component:
-    component = Component(entry.text("name"), entry.texts("aliases"), entry.texts("prefixes"), entry.texts("bare"))
+    component = Component(
+        entry.text("name"),
+        entry.texts("aliases"),
+        entry.texts("prefixes"),
+        entry.texts("bare"),
+        tuple(
+            ComponentDialect(one.text("name"), one.text("folder"), one.text("map"), one.texts("left_out"))
+            for one in entry.tables("dialect")
+        ),
+    )
     if not component.prefixes:
         raise entry.error("a component needs at least one prefix")
     return component

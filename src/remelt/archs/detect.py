@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from remelt.archs.arch import Arch, Sign, Variant, all_archs
+from remelt.archs.dialects import IN_FULL, ORIGINAL, Spelling, find_spelled, spellings_of
 from remelt.core.tensor_info import TensorInfo
 
 _ADAPTER_MARK = re.compile(r"\.lora_(?:up|down|A|B)\.|\.(?:lokr_w|hada_w|oft_)")
@@ -27,6 +28,8 @@ class Detection:
     problem: str | None = None
     near: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
+    spelling: Spelling = IN_FULL
+    """How its keys are spelled."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class _Trial:
     """One alternative of one arch held against the tensors: the signs that hold, in words, and those that do not."""
 
     arch: Arch
+    spelling: Spelling
     holds: tuple[str, ...]
     fails: tuple[str, ...]
     seen: int
@@ -46,14 +50,15 @@ def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
     ``~`` in an arch file decide where the first of them says that the model is of full size, so that a model with the
     same keys and smaller widths is recognised too.
     """
-    trials = [_try(arch, signs, tensors) for arch in all_archs().values() for signs in arch.recognise]
+    trials = list(_trials(tensors))
     matching = list({trial.arch.name: trial for trial in trials if not trial.fails}.values())
     if len(matching) == 1:
-        arch = matching[0].arch
+        arch, spelling = matching[0].arch, matching[0].spelling
         return Detection(
             arch,
             f"{arch.name}: {'; '.join(matching[0].holds)}",
-            variants=tuple(variant for variant in arch.variants if not _try(arch, variant.signs, tensors).fails),
+            variants=tuple(one for one in arch.variants if not _try(arch, one.signs, tensors, spelling).fails),
+            spelling=spelling,
         )
     if matching:
         names = [trial.arch.name for trial in matching]
@@ -61,6 +66,21 @@ def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
         return Detection(None, evidence, f"it looks like {' and like '.join(names)} at once", tuple(names))
     near = sorted((trial for trial in trials if trial.seen), key=lambda trial: (-trial.seen, len(trial.fails)))
     return Detection(None, _miss(tensors, near), near=tuple(dict.fromkeys(trial.arch.name for trial in near)))
+
+
+def _trials(tensors: Mapping[str, TensorInfo]) -> Iterator[_Trial]:
+    """Every alternative of every arch in the spellings of which its first sign is there, other dialects last."""
+    matched = False
+    for original in (True, False):
+        for arch in () if matched else all_archs().values():
+            spellings = [one for one in spellings_of(arch) if (one.dialect == ORIGINAL) is original]
+            for signs in arch.recognise:
+                first = next(sign.key for sign in signs if sign.shape is not None)
+                found = [one for one in spellings if find_spelled(arch, one, tensors, first) is not None]
+                for spelling in found or spellings[:original]:
+                    trial = _try(arch, signs, tensors, spelling)
+                    matched |= not trial.fails
+                    yield trial
 
 
 def _miss(tensors: Mapping[str, TensorInfo], near: list[_Trial]) -> str:
@@ -73,7 +93,8 @@ def _miss(tensors: Mapping[str, TensorInfo], near: list[_Trial]) -> str:
             return "no known arch: this is a VAE alone, which several archs share"
         return "no known arch has such keys"
     nearest = near[0].arch
-    known = next((other.note for other in nearest.near if not _try(nearest, other.signs, tensors).fails), None)
+    spelling = near[0].spelling
+    known = next((one.note for one in nearest.near if not _try(nearest, one.signs, tensors, spelling).fails), None)
     said = f"{known}; {near[0].fails[0]}" if known is not None else "; ".join(near[0].fails)
     return f"no known arch: nearest is {nearest.name}, but {said}"
 
@@ -85,13 +106,13 @@ def _is_vae(keys: Collection[str]) -> bool:
     return all(key.startswith(_VAE_STARTS) for key in bare)
 
 
-def _try(arch: Arch, signs: Iterable[Sign], tensors: Mapping[str, TensorInfo]) -> _Trial:
+def _try(arch: Arch, signs: Iterable[Sign], tensors: Mapping[str, TensorInfo], spelling: Spelling) -> _Trial:
     holds: list[str] = []
     fails: list[str] = []
     seen = 0
     scaled: bool | None = None
     for sign in signs:
-        info = arch.find(tensors, sign.key)
+        info = find_spelled(arch, spelling, tensors, sign.key)
         if sign.shape is None:
             (fails if info is not None else holds).append(
                 f"{sign.key} is {'there' if info is not None else 'not there'}"
@@ -113,4 +134,4 @@ def _try(arch: Arch, signs: Iterable[Sign], tensors: Mapping[str, TensorInfo]) -
             holds.append(found)
         else:
             fails.append(f"{found}, expected [{', '.join(map(str, sign.shape))}]")
-    return _Trial(arch, tuple(holds), tuple(fails), seen)
+    return _Trial(arch, spelling, tuple(holds), tuple(fails), seen)

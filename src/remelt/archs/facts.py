@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from remelt.archs.arch import Arch, Globs
+from remelt.archs.dialects import IN_FULL, Spelling, original_key
 from remelt.archs.structure import Place, Structure, infer, is_number
 from remelt.errors import RecipeError
 
@@ -57,9 +58,9 @@ class Layout:
     and ``ambiguous`` the short names that several blocks would answer to, with the names that are meant.
     """
 
-    def __init__(self, keys: Iterable[str], arch: Arch | None) -> None:
+    def __init__(self, keys: Iterable[str], arch: Arch | None, spelling: Spelling = IN_FULL) -> None:
         self.arch = arch
-        self._canonical = {key: key if arch is None else arch.canonical(key) for key in keys}
+        self._canonical = {key: key if arch is None else original_key(arch, spelling, key) for key in keys}
         self._matches: dict[tuple[tuple[str, ...], str], bool] = {}
 
     @functools.cached_property
@@ -186,14 +187,16 @@ class Layout:
         )
 
 
-def layout(keys: Sequence[str], arch: Arch | None) -> Layout:
+def layout(keys: Sequence[str], arch: Arch | None, spelling: Spelling = IN_FULL) -> Layout:
     """The facts of every key, under the names of an arch, or by structure alone.
+
+    Keys that are spelled otherwise have the facts of what they are in the original dialect.
 
     >>> found = layout(["layers.0.attn.weight", "layers.1.attn.weight"], None)
     >>> found.facts("layers.1.attn.weight").blocks, list(found.blocks)
     (('layers.1',), ['layers.0', 'layers.1'])
     """
-    return Layout(keys, arch)
+    return Layout(keys, arch, spelling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +228,7 @@ class _Names:
         if place.stack is not None:
             full = f"{place.stack}.{place.number}"
             # A file of one component alone spells the path without the component's prefix.
-            spelled = full.removeprefix(canonical[: len(canonical) - len(key)])
+            spelled = full.removeprefix(canonical.removesuffix(key)) if canonical.endswith(key) else full
             names += [f"{self.tails[place.stack].short}.{place.number}", full, spelled]
         blocks = tuple(dict.fromkeys(names))
         return KeyFacts(

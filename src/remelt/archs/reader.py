@@ -53,6 +53,35 @@ class Table:
             self._inner.append(inner)
             yield inner
 
+    def pairs(self, name: str) -> Iterator[tuple[str, str | tuple[str, ...]]]:
+        """The entries of the table ``name``: names with a name, or a list of names."""
+        value = self._value(name)
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            raise self.error(f"{name!r} must be a table of names")
+        for key, found in value.items():
+            if isinstance(found, str):
+                yield key, found
+            elif isinstance(found, list) and found and all(isinstance(entry, str) for entry in found):
+                yield key, tuple(found)
+            else:
+                raise self.error(f"what {key!r} is must be a name or a list of names, but is {found!r}")
+
+    def table(self, name: str) -> Table:
+        """The table ``[name]``, empty where there is none."""
+        value = self._value(name)
+        if value is not None and not isinstance(value, dict):
+            raise self.error(f"{name!r} must be a table")
+        inner = Table(f"{self._where}: [{name}]", value or {})
+        self._inner.append(inner)
+        return inner
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the table has entries for."""
+        return tuple(self._values)
+
     def shapes(self, name: str) -> Iterator[tuple[str, list[int | str]]]:
         """The entries of the table ``name``: keys with lists of dimensions."""
         value = self._value(name)

@@ -17,6 +17,7 @@ from remelt.version import __version__
 COMMANDS = {
     "merge": "Merge a recipe, or models by one method, to a file.",
     "plan": "Tell what a merge would read, write and hold, and whether it would be refused.",
+    "convert": "Write a model in another layout of keys, such as a folder of diffusers.",
     "compose": "Fill a recipe's parameters with models or other recipes.",
     "recipe": "Convert, format or draw recipes.",
     "info": "List archs and merge methods, or describe one.",

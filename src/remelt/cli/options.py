@@ -81,6 +81,8 @@ _MERGING = [
     click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete."),
     click.option("--restart", is_flag=True, help="Begin anew, where an interrupted merge could be continued."),
     click.option("--hash", "hashes", is_flag=True, help="Tell the SHA-256 of each result."),
+    click.option("--dialect", metavar="NAME", help="Layout of the result's keys, such as diffusers or original."),
+    click.option("--like", metavar="FOLDER", help="Take configurations and tokenizers from this model's folder."),
     click.option("--fallback", metavar="MODEL", help="A model that gives what the result lacks."),
 ]
 
@@ -136,6 +138,8 @@ def merge_options(given: dict[str, Any], sources: Sequence[Source]) -> MergeOpti
         "nonfinite",
         "overwrite",
         "restart",
+        "dialect",
+        "like",
         "fallback",
     )
     chosen = {name: given[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}

@@ -77,7 +77,7 @@ def name_outputs(sources: Sequence[Source], output: str | None, options: MergeOp
     A path that ends in a slash is a folder for results, and so is one for several recipes, and a folder that is there
     and is no model itself. Shards make each result a folder.
     """
-    sharded = options.max_shard_size is not None
+    sharded = options.makes_folder
     names = [source.name for source in sources]
     if output is None:
         folder = Path()

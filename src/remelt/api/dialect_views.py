@@ -1,0 +1,127 @@
+"""Models that name the same weights otherwise, in one spelling: views that are converted where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from remelt.api.outputs import SUFFIX
+from remelt.archs.arch import Arch
+from remelt.archs.detect import detect
+from remelt.archs.dialects import (
+    IN_FULL,
+    ORIGINAL,
+    Conversion,
+    Spelling,
+    dialects_of,
+    from_original,
+    to_original,
+    usual_key,
+)
+from remelt.check.inputs import Input
+from remelt.core.nearest import nearest_hint
+from remelt.errors import OptionError, Problem, RemeltError
+from remelt.formats.checkpoint import Checkpoint, open_checkpoint
+from remelt.formats.pieced import PiecedCheckpoint
+from remelt.formats.renamed import RenamedCheckpoint
+
+_SHOWN = 3
+
+
+def wanted_dialect(asked: str | None, outputs: Sequence[Path | None], first: Input) -> str | None:
+    """The dialect of the results: the one that is asked for; for single files never one of folders.
+
+    Raises `OptionError` where a single file is asked for in a dialect of folders.
+    """
+    files = [path for path in outputs if path is not None and path.suffix == SUFFIX]
+    spelling = first.detection.spelling
+    if not files or first.detection.arch is None or spelling.alone:
+        return asked
+    if asked not in (None, ORIGINAL):
+        raise OptionError(
+            f"a model in {asked}'s layout is a folder, but the output is the file {files[0].name}",
+            hint=f"-o {files[0].stem}/",
+        )
+    return ORIGINAL if spelling.dialect != ORIGINAL and len(files) == len(outputs) else asked
+
+
+def in_one_spelling(
+    inputs: Mapping[int, Input], order: Sequence[int], dialect: str | None, like: Path | None, problems: list[Problem]
+) -> tuple[dict[int, Input], Spelling]:
+    """The inputs with their keys spelled as the first one's are, or in a dialect; and that spelling.
+
+    Where a dialect has several names for one key, that of the folder ``like`` counts, or the first input's. What cannot
+    be converted is a problem. Inputs of no known arch stay as they are.
+    """
+    first = next((inputs[index] for index in order if inputs[index].detection.arch is not None), None)
+    if first is None:
+        if dialect is not None:
+            label = inputs[order[0]].label
+            message = f"is of no known arch, so that nobody can tell how {dialect} names its keys"
+            problems.append(Problem(label, message))
+        return dict(inputs), IN_FULL
+    arch, wanted = first.detection.arch, first.detection.spelling
+    assert arch is not None
+    if dialect is not None:
+        if dialect not in dialects_of(arch):
+            hint = nearest_hint(dialect, dialects_of(arch)) or f"those of {arch.name}: {', '.join(dialects_of(arch))}"
+            raise OptionError(f"{arch.name} has no dialect named {dialect!r}", hint=hint)
+        wanted = Spelling(dialect, wanted.alone)
+    names = {usual_key(arch, wanted, key): key for key in _followed(first, wanted, like)}
+    found: dict[int, Input] = {}
+    for index, given in inputs.items():
+        found[index] = given
+        if given.detection.arch is None or given.detection.arch.name != arch.name:
+            continue
+        try:
+            checkpoint = respelled(given.checkpoint, arch, given.detection.spelling, wanted)
+            checkpoint = _renamed(checkpoint, arch, wanted, names)
+        except RemeltError as error:
+            problems.append(Problem(given.label, error.message, error.hint, given.model.span))
+            continue
+        found[index] = replace(given, checkpoint=checkpoint)
+    return found, wanted
+
+
+def _followed(first: Input, wanted: Spelling, like: Path | None) -> list[str]:
+    """The keys whose names are followed where there are several: those of a folder, or of the first input."""
+    if like is not None:
+        with open_checkpoint(like) as checkpoint:
+            if detect(checkpoint.tensors).spelling == wanted:
+                return list(checkpoint.tensors)
+    return list(first.checkpoint.tensors) if wanted == first.detection.spelling else []
+
+
+def respelled(checkpoint: Checkpoint, arch: Arch, spelling: Spelling, wanted: Spelling) -> Checkpoint:
+    """A checkpoint as a view with its keys in another spelling.
+
+    Raises `RemeltError` where it has keys that could not be told there.
+    """
+    if spelling == wanted:
+        return checkpoint
+    view = checkpoint
+    if spelling != IN_FULL:
+        view = _view(view, to_original(arch, spelling, view.tensors), f"{spelling.dialect} layout of {arch.name}")
+    if wanted != IN_FULL:
+        view = _view(view, from_original(arch, wanted, view.tensors), f"{ORIGINAL} layout of {arch.name}")
+    return view
+
+
+def _renamed(checkpoint: Checkpoint, arch: Arch, spelling: Spelling, names: Mapping[str, str]) -> Checkpoint:
+    """A checkpoint with the names that are usual in its spelling, or those that ``names`` has for them."""
+    usual = {key: usual_key(arch, spelling, key) for key in checkpoint.tensors}
+    wanted = {names.get(name, name): key for key, name in usual.items()}
+    same = all(name == key for name, key in wanted.items()) or len(wanted) < len(usual)
+    return checkpoint if same else RenamedCheckpoint(checkpoint, wanted)
+
+
+def _view(checkpoint: Checkpoint, conversion: Conversion, what: str) -> PiecedCheckpoint:
+    if conversion.unknown:
+        count = len(conversion.unknown)
+        shown = ", ".join(conversion.unknown[:_SHOWN]) + (f" and {count - _SHOWN} more" if count > _SHOWN else "")
+        raise OptionError(
+            f"{count} of its keys are of no part that is known of the {what}, and would be lost: {shown}",
+            hint="leave them out before: pick_component or omit_component",
+        )
+    return PiecedCheckpoint(checkpoint, conversion.tensors)

@@ -1,0 +1,194 @@
+"""How a file spells the keys of a known arch, and what becomes of them in another spelling.
+
+A spelling is a dialect (``original``, or another layout that the arch file names), and whether the file holds one
+component alone, without what tells it from others. Everything is converted by way of the original dialect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from remelt.archs.arch import Arch, Component, ComponentDialect, Globs
+from remelt.archs.key_map import KeyMap
+from remelt.archs.maps import key_map
+from remelt.core.pieces import Converted, Piece
+from remelt.core.tensor_info import TensorInfo
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """A dialect, and the component that a file holds ``alone``; empty where keys say which component they are of."""
+
+    dialect: str = ORIGINAL
+    alone: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.dialect}, {self.alone} alone" if self.alone else self.dialect
+
+
+IN_FULL = Spelling()
+"""The original dialect, of a whole checkpoint."""
+
+
+@dataclass
+class Conversion:
+    """Tensors in another spelling; the keys for which it has no place, and those that are of no known part."""
+
+    tensors: dict[str, Converted] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+def dialects_of(arch: Arch) -> tuple[str, ...]:
+    """The layouts that an arch is known in, the original first."""
+    others = dict.fromkeys(one.dialect for component in arch.components for one in component.dialects)
+    return (ORIGINAL, *others)
+
+
+def spellings_of(arch: Arch) -> Iterator[Spelling]:
+    """Every way in which a file of an arch may spell its keys, the original dialect first."""
+    for dialect in dialects_of(arch):
+        yield Spelling(dialect)
+        for component in arch.components:
+            if component.bare and (dialect == ORIGINAL or any(one.dialect == dialect for one in component.dialects)):
+                yield Spelling(dialect, component.name)
+
+
+def find_spelled(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo], key: str) -> TensorInfo | None:
+    """The tensor of an original key, with the type and shape that it would have there; None where it is not there."""
+    if spelling == IN_FULL:
+        return tensors.get(key)
+    for component, rest in _places(arch, key):
+        if spelling.alone not in ("", component.name):
+            continue
+        if spelling.dialect == ORIGINAL:
+            return tensors.get(rest) if rest.startswith(component.bare) else None
+        for part in component.dialects:
+            if part.dialect == spelling.dialect:
+                return _spelled(part, "" if spelling.alone else f"{part.folder}/", tensors, rest)
+    return None
+
+
+def _spelled(part: ComponentDialect, start: str, tensors: Mapping[str, TensorInfo], rest: str) -> TensorInfo | None:
+    known = key_map(part.key_map)
+    present: dict[str, TensorInfo] = {}
+    for names in known.spellings(rest):
+        name = next((name for name in names if start + name in tensors), None)
+        if name is None:
+            return None
+        present[name] = tensors[start + name]
+    if not present:
+        return None
+    made = known.to_original(present)[0].get(rest)
+    return None if made is None else made.info
+
+
+def original_key(arch: Arch, spelling: Spelling, key: str) -> str:
+    """The original name of a key, or of what it is a part of; the key itself where no rule knows it."""
+    if spelling.dialect == ORIGINAL:
+        return arch.canonical(key)
+    for component, _, known, start in _parts(arch, spelling):
+        found = known.original(key[len(start) :]) if _is_inside(key, start) else None
+        if found is not None:
+            return component.prefixes[0] + found
+    return key
+
+
+def usual_key(arch: Arch, spelling: Spelling, key: str) -> str:
+    """The name that is written for a key, of those that are read for it; the key itself where no rule knows it."""
+    if spelling.dialect == ORIGINAL:
+        return key
+    for _, _, known, start in _parts(arch, spelling):
+        found = known.usual(key[len(start) :]) if _is_inside(key, start) else None
+        if found is not None:
+            return start + found
+    return key
+
+
+def to_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo]) -> Conversion:
+    """The tensors of a file in the original dialect; `FormatError` where parts of one are missing or do not fit."""
+    result = Conversion()
+    if spelling.dialect == ORIGINAL:
+        result.tensors = {arch.canonical(key): _as_it_is(key, info) for key, info in tensors.items()}
+        return result
+    for component, _, known, start in _parts(arch, spelling):
+        inside = {key[len(start) :]: info for key, info in tensors.items() if _is_inside(key, start)}
+        made, unknown = known.to_original(inside)
+        for name, converted in made.items():
+            result.tensors[component.prefixes[0] + name] = _from(converted, start)
+        result.unknown += [start + key for key in unknown]
+    known_starts = tuple(start for _, _, _, start in _parts(arch, spelling))
+    result.unknown += [key for key in tensors if not any(_is_inside(key, start) for start in known_starts)]
+    return result
+
+
+def from_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo]) -> Conversion:
+    """The tensors of the original dialect in another spelling; `FormatError` where one cannot be divided."""
+    result = Conversion()
+    if spelling.dialect == ORIGINAL:
+        for key, info in tensors.items():
+            result.tensors[_shortened(arch, spelling, key)] = _as_it_is(key, info)
+        return result
+    taken: set[str] = set()
+    for component, part, known, start in _parts(arch, spelling):
+        for prefix in component.prefixes:
+            inside = {
+                key[len(prefix) :]: info
+                for key, info in tensors.items()
+                if key not in taken and key.startswith(prefix) and prefix.endswith(".")
+            }
+            taken.update(prefix + key for key in inside)
+            left_out = Globs.of(part.left_out)
+            result.left_out += [prefix + key for key in inside if left_out.match(key)]
+            made, unknown = known.to_other({key: info for key, info in inside.items() if not left_out.match(key)})
+            for name, converted in made.items():
+                result.tensors[start + name] = _from(converted, prefix)
+            result.unknown += [prefix + key for key in unknown]
+    outside = [key for key in tensors if key not in taken]
+    for key in outside:
+        (result.left_out if arch.is_copied(key) or _is_shadow(arch, key) else result.unknown).append(key)
+    return result
+
+
+def _is_shadow(arch: Arch, key: str) -> bool:
+    return arch.shadow is not None and key.startswith(arch.shadow.prefix)
+
+
+def _shortened(arch: Arch, spelling: Spelling, key: str) -> str:
+    for component in arch.components:
+        if component.name == spelling.alone:
+            return key.removeprefix(component.prefixes[0])
+    return key
+
+
+def _places(arch: Arch, key: str) -> Iterator[tuple[Component, str]]:
+    """The components that an original key may be of, with the rest of the key after the prefix."""
+    for component in arch.components:
+        for prefix in component.prefixes:
+            if key.startswith(prefix):
+                yield component, key[len(prefix) :]
+
+
+def _parts(arch: Arch, spelling: Spelling) -> Iterator[tuple[Component, ComponentDialect, KeyMap, str]]:
+    """The components of a dialect, each with its key map and what its keys begin with there."""
+    for component in arch.components:
+        for part in component.dialects:
+            if part.dialect == spelling.dialect and spelling.alone in ("", component.name):
+                yield component, part, key_map(part.key_map), "" if spelling.alone else f"{part.folder}/"
+
+
+def _is_inside(key: str, start: str) -> bool:
+    return key.startswith(start) and "/" not in key[len(start) :]
+
+
+def _as_it_is(key: str, info: TensorInfo) -> Converted:
+    return Converted(info, (Piece(key, 0, info.shape[0] if info.shape else 1),))
+
+
+def _from(converted: Converted, start: str) -> Converted:
+    """The same, of keys with what they begin with."""
+    pieces = tuple(Piece(start + piece.key, piece.start, piece.stop) for piece in converted.pieces)
+    return Converted(converted.info, pieces, converted.transposed)

@@ -1,0 +1,63 @@
+"""`remelt convert`: a model in another layout of keys."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from remelt.cli import options as shared
+from remelt.cli.output import echo_json, progress
+from remelt.core.units import format_seconds
+
+
+@click.command("convert")
+@click.argument("model", metavar="MODEL")
+@click.option("--to", "dialect", required=True, metavar="DIALECT", help="original, or diffusers.")
+@click.option("-o", "--output", required=True, metavar="PATH", help="The file or folder to write.")
+@click.option("--like", metavar="FOLDER", help="Take configurations and tokenizers from this model's folder.")
+@click.option("--dtype", metavar="TYPE", help="Element type of the output; by default each tensor keeps its own.")
+@click.option("--max-shard-size", metavar="SIZE", help="Write shards of at most this size.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete.")
+@shared.models_only
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary.")
+@shared.common
+def command(
+    model: str,
+    dialect: str,
+    output: str,
+    like: str | None,
+    dtype: str | None,
+    max_shard_size: str | None,
+    overwrite: bool,
+    models_dirs: tuple[Path, ...],
+    quiet: bool,
+    as_json: bool,
+    **_: object,
+) -> None:
+    """Write a model in another layout of keys: the names and shapes of the same weights.
+
+    \b
+    remelt convert deliberate_v2.safetensors --to diffusers --like stable-diffusion-v1-5 -o deliberate
+    remelt convert stable-diffusion-v1-5 --to original -o v1-5.safetensors
+    """
+    from remelt.api.merging import convert
+
+    begun = time.monotonic()
+    with progress(quiet=quiet or as_json) as watch:
+        path = convert(
+            model,
+            output,
+            to=dialect,
+            watch=watch,
+            like=like,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            models_dirs=models_dirs,
+        )
+    if as_json:
+        echo_json({"output": str(path), "seconds": time.monotonic() - begun})
+    elif not quiet:
+        click.echo(f"wrote {path} in {format_seconds(time.monotonic() - begun)}")
