@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from remelt.methods.smoothing import smooth_add, smooth_add_gaussian, smooth_add_median
     from remelt.methods.sphere import karcher_mean, multislerp, nuslerp, nuslerp_columns, nuslerp_rows, slerp_rows
     from remelt.methods.spherical import slerp, slerp_plain
+    from remelt.methods.surgery import match_channels, repair_position_ids
     from remelt.methods.task import (
         add_difference_clamped,
         nearswap,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from remelt.recipe.layers import layers, stack_layers
     from remelt.recipe.method import merge_method
     from remelt.recipe.node import model, parameter
+    from remelt.recipe.surgery import make_inpainting, make_normal, with_component
     from remelt.recipe.vocabulary import align_vocabulary
 
 _HOMES = {
@@ -126,6 +128,7 @@ _HOMES = {
         "train_difference",
         "train_difference_mask",
     ),
+    "remelt.methods.surgery": ("match_channels", "repair_position_ids"),
     "remelt.methods.plumbing": ("cast", "fallback", "omit_component", "pick_component", "stack"),
     "remelt.methods.products": (
         "geometric_sum",
@@ -155,6 +158,7 @@ _HOMES = {
     "remelt.recipe.blocks": ("blocks", "classes", "components", "depth", "keys", "search"),
     "remelt.recipe.layers": ("layers", "stack_layers"),
     "remelt.recipe.method": ("merge_method",),
+    "remelt.recipe.surgery": ("make_inpainting", "make_normal", "with_component"),
     "remelt.recipe.node": ("model", "parameter"),
     "remelt.recipe.vocabulary": ("align_vocabulary",),
 }
@@ -215,6 +219,9 @@ __all__ = [
     "karcher_mean",
     "keys",
     "layers",
+    "make_inpainting",
+    "make_normal",
+    "match_channels",
     "median",
     "merge",
     "merge_method",
@@ -239,6 +246,7 @@ __all__ = [
     "ram",
     "ram_plus",
     "randperm",
+    "repair_position_ids",
     "rotate",
     "scale",
     "sce",
@@ -273,6 +281,7 @@ __all__ = [
     "truncate_rank_randomised",
     "weighted_subtraction",
     "weighted_sum",
+    "with_component",
 ]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from remelt.api.outputs import SUFFIX
 from remelt.archs.arch import Arch
-from remelt.archs.detect import detect
+from remelt.archs.detect import Detection, detect
 from remelt.archs.dialects import (
     IN_FULL,
     ORIGINAL,
@@ -16,6 +16,8 @@ from remelt.archs.dialects import (
     Spelling,
     dialects_of,
     from_original,
+    original_key,
+    spelling_alone,
     to_original,
     usual_key,
 )
@@ -54,7 +56,9 @@ def in_one_spelling(
     Where a dialect has several names for one key, that of the folder ``like`` counts, or the first input's. What cannot
     be converted is a problem. Inputs of no known arch stay as they are.
     """
-    first = next((inputs[index] for index in order if inputs[index].detection.arch is not None), None)
+    known = [inputs[index] for index in order if inputs[index].detection.arch is not None]
+    whole = [one for one in known if one.detection.arch is not None and not one.detection.arch.part]
+    first = next(iter(whole or known), None)
     if first is None:
         if dialect is not None:
             label = inputs[order[0]].label
@@ -68,6 +72,7 @@ def in_one_spelling(
             hint = nearest_hint(dialect, dialects_of(arch)) or f"those of {arch.name}: {', '.join(dialects_of(arch))}"
             raise OptionError(f"{arch.name} has no dialect named {dialect!r}", hint=hint)
         wanted = Spelling(dialect, wanted.alone)
+    inputs = _with_parts(inputs, arch, first)
     names = {usual_key(arch, wanted, key): key for key in _followed(first, wanted, like)}
     found: dict[int, Input] = {}
     for index, given in inputs.items():
@@ -82,6 +87,30 @@ def in_one_spelling(
             continue
         found[index] = replace(given, checkpoint=checkpoint)
     return found, wanted
+
+
+def _with_parts(inputs: Mapping[int, Input], arch: Arch, first: Input) -> dict[int, Input]:
+    """The inputs, of which those that hold one component of the first one's arch alone are told to be that."""
+    known: set[str] | None = None
+    found = dict(inputs)
+    for index, given in inputs.items():
+        own = given.detection.arch
+        if own is not None and (own.name == arch.name or not own.part):
+            continue
+        if known is None:
+            known = {original_key(arch, first.detection.spelling, key) for key in first.checkpoint.tensors}
+        spelling = spelling_alone(arch, given.checkpoint.tensors, known)
+        if spelling is not None:
+            evidence = f"{arch.name}: its keys are those of the component {spelling.alone}"
+            checkpoint = _of_component(given.checkpoint, arch, spelling, known)
+            found[index] = replace(given, checkpoint=checkpoint, detection=Detection(arch, evidence, spelling=spelling))
+    return found
+
+
+def _of_component(checkpoint: Checkpoint, arch: Arch, spelling: Spelling, known: Collection[str]) -> Checkpoint:
+    """What a file has of a component: what else training left in it is nothing that the whole model has."""
+    kept = {key: key for key in checkpoint.tensors if original_key(arch, spelling, key) in known}
+    return checkpoint if len(kept) == len(checkpoint.tensors) else RenamedCheckpoint(checkpoint, kept)
 
 
 def _followed(first: Input, wanted: Spelling, like: Path | None) -> list[str]:

@@ -16,7 +16,7 @@ from remelt.errors import OptionError
 
 _DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu)(?::[0-9]+)?")
 
-DECISIVE = ("compute_dtype", "dialect", "dtype", "missing", "nonfinite")
+DECISIVE = ("compute_dtype", "dialect", "dtype", "missing", "nonfinite", "title")
 """Options that decide what a result is, beside its recipe: where they are not the default, it carries them too."""
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class MergeOptions:
     - ``dialect``: the layout of keys that the result shall have, such as ``diffusers``; by default the first model's.
     - ``like``: a model's folder, of which a result that is a folder takes configurations, tokenizers and file names; by
       default an input's.
+    - ``title``: what user interfaces call the result; by default the titles of its models.
     - ``fallback``: a model that gives what the recipe's result lacks.
     - ``cache``: a `Cache` that repeated merges of the same models share; its size counts within ``memory``.
     """
@@ -60,6 +61,7 @@ class MergeOptions:
     restart: bool = False
     dialect: str | None = None
     like: PathLike | None = None
+    title: str | None = None
     fallback: PathLike | None = None
     cache: Cache | None = None
     config: Path | None = field(default=None)

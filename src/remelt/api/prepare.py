@@ -11,14 +11,15 @@ from typing import Any
 from remelt.api.dialect_views import in_one_spelling, wanted_dialect
 from remelt.api.embedding import portable_text
 from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
+from remelt.api.modelspec import model_spec
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
-from remelt.api.outputs import companions_of, lay_out, refuse_full_disk, refuse_output
+from remelt.api.outputs import SUFFIX, companions_of, lay_out, refuse_full_disk, refuse_output
 from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
 from remelt.api.token_views import TokenAlignedCheckpoint
 from remelt.api.vocabulary import with_vocabulary
-from remelt.archs.dialects import IN_FULL
+from remelt.archs.dialects import IN_FULL, ORIGINAL
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
 from remelt.check.inputs import Input, arch_of, input_groups, keys_of
@@ -222,6 +223,9 @@ class _Group:
             CHECKSUM_KEY: PLACEHOLDER,
             RECIPE_KEY: text,
         }
+        if path.suffix == SUFFIX and self.spelling.dialect == ORIGINAL and space == "weight":
+            models = [self.inputs[index] for index in self.weights_of(root)]
+            metadata |= model_spec(models, tensors, self.options.title)
         if self.options.decisive:
             metadata[OPTIONS_KEY] = json.dumps(self.options.decisive)
         layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes)

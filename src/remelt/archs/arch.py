@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import translate
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -153,6 +153,12 @@ class Arch:
     preset: tuple[str, ...]
     copied: tuple[str, ...]
     shadow: Shadow | None = None
+    part: bool = False
+    """Whether it is a part of models of other archs, such as a VAE, which may stand beside them in a recipe."""
+    tied: tuple[tuple[str, ...], ...] = ()
+    """Keys that are one tensor in the model: where a file has several of a row, they hold the same numbers."""
+    modelspec: Mapping[str, str] = field(default_factory=dict)
+    """What user interfaces are told of a model of this arch, by the names of the ModelSpec standard."""
 
     def __repr__(self) -> str:
         return f"<Arch {self.name}>"
@@ -247,6 +253,9 @@ def read_arch(path: Path) -> Arch:
         preset=tuple(name for entry in table.texts("preset") for name in _range(entry)),
         copied=table.texts("copied"),
         shadow=next((Shadow(entry.text("prefix"), entry.texts("of")) for entry in table.tables("shadow")), None),
+        part=table.flag("part"),
+        tied=tuple(table.lists("tied")),
+        modelspec=dict(table.table("modelspec").pairs_of_text()),
     )
     table.refuse_unknown()
     if not arch.recognise:

@@ -6,7 +6,7 @@ component alone, without what tells it from others. Everything is converted by w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from remelt.archs.arch import Arch, Component, ComponentDialect, Globs
@@ -14,6 +14,7 @@ from remelt.archs.key_map import KeyMap
 from remelt.archs.maps import key_map
 from remelt.core.pieces import Converted, Piece
 from remelt.core.tensor_info import TensorInfo
+from remelt.errors import FormatError
 
 ORIGINAL = "original"
 
@@ -82,14 +83,33 @@ def _spelled(part: ComponentDialect, start: str, tensors: Mapping[str, TensorInf
         present[name] = tensors[start + name]
     if not present:
         return None
-    made = known.to_original(present)[0].get(rest)
+    try:
+        made = known.to_original(present)[0].get(rest)
+    except FormatError:  # its parts do not fit
+        return None
     return None if made is None else made.info
+
+
+def spelling_alone(arch: Arch, tensors: Mapping[str, TensorInfo], known: Collection[str]) -> Spelling | None:
+    """How a file that holds one component alone spells its keys, told by the original keys of a whole model.
+
+    None where at least half of its keys are not those of one component.
+    """
+    best, spelling = len(tensors) / 2, None
+    for component in arch.components:
+        for dialect in (ORIGINAL, *(one.dialect for one in component.dialects)):
+            one = Spelling(dialect, component.name)
+            count = sum(original_key(arch, one, key) in known for key in tensors)
+            if count > best:
+                best, spelling = count, one
+    return spelling
 
 
 def original_key(arch: Arch, spelling: Spelling, key: str) -> str:
     """The original name of a key, or of what it is a part of; the key itself where no rule knows it."""
     if spelling.dialect == ORIGINAL:
-        return arch.canonical(key)
+        alone = next((one for one in arch.components if one.name == spelling.alone), None)
+        return arch.canonical(key) if alone is None or key.startswith(alone.prefixes) else alone.prefixes[0] + key
     for component, _, known, start in _parts(arch, spelling):
         found = known.original(key[len(start) :]) if _is_inside(key, start) else None
         if found is not None:
@@ -112,7 +132,7 @@ def to_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo
     """The tensors of a file in the original dialect; `FormatError` where parts of one are missing or do not fit."""
     result = Conversion()
     if spelling.dialect == ORIGINAL:
-        result.tensors = {arch.canonical(key): _as_it_is(key, info) for key, info in tensors.items()}
+        result.tensors = {original_key(arch, spelling, key): _as_it_is(key, info) for key, info in tensors.items()}
         return result
     for component, _, known, start in _parts(arch, spelling):
         inside = {key[len(start) :]: info for key, info in tensors.items() if _is_inside(key, start)}
@@ -145,6 +165,9 @@ def from_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorIn
             result.left_out += [prefix + key for key in inside if left_out.match(key)]
             made, unknown = known.to_other({key: info for key, info in inside.items() if not left_out.match(key)})
             for name, converted in made.items():
+                if start + name in result.tensors:
+                    first = result.tensors[start + name].pieces[0].key
+                    raise FormatError(f"{first} and {prefix}{converted.pieces[0].key} are two names for one tensor")
                 result.tensors[start + name] = _from(converted, prefix)
             result.unknown += [prefix + key for key in unknown]
     outside = [key for key in tensors if key not in taken]

@@ -18,7 +18,8 @@ from remelt.core.pieces import Converted, Piece
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError, OptionError
 
-_NUMBER = re.compile(r"\d+")
+_WHOLE_NUMBER = re.compile(r"(?<![A-Za-z_0-9])(?:0|[1-9][0-9]{0,8})(?![A-Za-z_0-9])")
+_PLACE = re.compile(rf"\{{([a-z])\}}|{_WHOLE_NUMBER.pattern}")
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _TERM = re.compile(r"([+-]?)(?:(?:(\d+)\*)?([a-z])|(\d+))")
 _OPERATIONS = ("", "kernel", "halves", "final", "transposed")
@@ -114,6 +115,7 @@ class KeyMap:
                 unknown.append(key)
                 continue
             names = [_named(names[0], found) for names in found.rule.parts]
+            _refuse_second(names[0], made, key)
             if len(names) == 1:
                 made[names[0]] = _changed(key, info, found.rule.operation, tensors, other=True)
                 continue
@@ -141,10 +143,13 @@ class KeyMap:
                 continue
             name = _named(found.rule.original, found)
             if len(found.rule.parts) == 1:
+                _refuse_second(name, made, key)
                 made[name] = _changed(key, info, found.rule.operation, tensors, other=False)
                 continue
             made.setdefault(name, Converted(info, ()))  # where the first part stands
-            joined.setdefault(name, {})[found.part] = key
+            other = joined.setdefault(name, {}).setdefault(found.part, key)
+            if other != key:
+                raise FormatError(f"{other} and {key} are two names for one tensor")
             rules[name] = found
         for name, parts in joined.items():
             made[name] = _joined(name, parts, rules[name], tensors)
@@ -161,15 +166,14 @@ def _enter(
         numbers.append(found[1] if found[1] is not None else int(found[0]))
         return "#"
 
-    name = re.sub(r"\{([a-z])\}|(?<![A-Za-z_])\d+(?![A-Za-z_])", masked, template)
+    name = _PLACE.sub(masked, template)
     table.setdefault(name, []).append((tuple(numbers), rule, place))
-
-
-_WHOLE_NUMBER = re.compile(r"(?<![A-Za-z_])\d+(?![A-Za-z_])")
 
 
 def _find(table: Mapping[str, list[tuple[tuple[int | str, ...], Rule, int]]], key: str) -> Found | None:
     """The rule with the longest name that a key begins with, at a dot, or is."""
+    if "#" in key:
+        return None
     numbers = [int(number) for number in _WHOLE_NUMBER.findall(key)]
     masked = _WHOLE_NUMBER.sub("#", key)
     end = len(masked)
@@ -204,6 +208,11 @@ def _named(template: str, found: Found) -> str:
     return _FIELD.sub(lambda field: str(found.numbers[field[1]]), template) + found.rest
 
 
+def _refuse_second(name: str, made: Mapping[str, Converted], key: str) -> None:
+    if name in made:
+        raise FormatError(f"{made[name].pieces[0].key} and {key} are two names for one tensor")
+
+
 def _changed(
     key: str, info: TensorInfo, operation: str, tensors: Mapping[str, TensorInfo], *, other: bool
 ) -> Converted:
@@ -216,6 +225,8 @@ def _changed(
         if len(info.shape) != (4 if other else 2) or (other and info.shape[2:] != (1, 1)):
             shape = info.shape  # a model that has it in the same form in both layouts
     elif operation == "halves" or (operation == "final" and rows == 2 * _columns(key, info, tensors)):
+        if rows % 2:
+            raise FormatError(f"{key} is {list(shape)}, which has no two halves")
         pieces = (Piece(key, rows // 2, rows), Piece(key, 0, rows // 2))
     elif operation == "transposed" and len(shape) == 2:
         shape, transposed = shape[::-1], True
@@ -228,7 +239,7 @@ def _rows(found: Found, key: str, info: TensorInfo, tensors: Mapping[str, Tensor
     rows = info.shape[0] if info.shape else 0
     columns = _columns(key, info, tensors)
     rest, equal = rows - columns * shares.count("c"), shares.count("=")
-    if rest < 0 or (columns == 0 and "c" in shares) or (rest % equal if equal else rest):
+    if not info.shape or rest < 0 or (columns == 0 and "c" in shares) or (rest % equal if equal else rest):
         raise FormatError(
             f"{key} is {list(info.shape)}, which cannot be divided into {len(shares)} parts: {' '.join(shares)}"
         )
@@ -258,7 +269,14 @@ def _joined(name: str, parts: Mapping[int, str], found: Found, tensors: Mapping[
             raise FormatError(
                 f"{name} cannot be put together: {parts[place]} is {infos[place]}, {what} than {parts[0]}"
             )
-    rows = sum(info.shape[0] for info in infos)
+    rows = sum(info.shape[0] for info in infos if info.shape)
+    shares = found.rule.shares or ("=",) * len(infos)
+    columns = _columns(parts[0], first, tensors)
+    equal = {info.shape[:1] for share, info in zip(shares, infos, strict=True) if share == "="}
+    named = {info.shape[:1] for share, info in zip(shares, infos, strict=True) if share == "c"}
+    if not first.shape or len(equal) > 1 or named - {(columns,)}:
+        sizes = ", ".join(f"{parts[place]} {list(info.shape)}" for place, info in enumerate(infos))
+        raise FormatError(f"{name} cannot be put together of {sizes}: it could not be divided so again")
     pieces = tuple(Piece(parts[place], 0, info.shape[0]) for place, info in enumerate(infos))
     return Converted(replace(first, shape=(rows, *first.shape[1:])), pieces)
 

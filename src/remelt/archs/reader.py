@@ -32,6 +32,13 @@ class Table:
             )
         return value
 
+    def flag(self, name: str) -> bool:
+        """Whether something is so; not, where nothing is said."""
+        value = self._value(name)
+        if not isinstance(value, bool | None):
+            raise self.error(f"{name!r} must be true or false, but is {value!r}")
+        return bool(value)
+
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts, empty where there is none."""
         value = self._value(name)
@@ -40,6 +47,16 @@ class Table:
         if not isinstance(value, list) or not all(isinstance(entry, str) and entry for entry in value):
             raise self.error(f"{name!r} must be a list of texts, but is {value!r}")
         return tuple(value)
+
+    def lists(self, name: str) -> Iterator[tuple[str, ...]]:
+        """A list of lists of two texts or more, empty where there is none."""
+        value = self._value(name)
+        if value is None:
+            return
+        for entry in value if isinstance(value, list) else [value]:
+            if not isinstance(entry, list) or len(entry) < 2 or not all(isinstance(text, str) for text in entry):
+                raise self.error(f"{name!r} must be lists of two texts or more, but has {entry!r}")
+            yield tuple(entry)
 
     def tables(self, name: str) -> Iterator[Table]:
         """The tables ``[[name]]``, in order."""
@@ -76,6 +93,11 @@ class Table:
         inner = Table(f"{self._where}: [{name}]", value or {})
         self._inner.append(inner)
         return inner
+
+    def pairs_of_text(self) -> Iterator[tuple[str, str]]:
+        """Every entry of the table, all of which are texts."""
+        for name in self._values:
+            yield name, self.text(name)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -216,6 +216,8 @@ class _Walk:
             return clash
         if self.integers and (whole := self.integers_only(step, operands)) is not None:
             return whole
+        if self.is_unchanged(step, operands):
+            return operands[0]
         idle = self.shortcut(index, step, operands, key)
         if idle is not None:
             return idle
@@ -270,6 +272,16 @@ class _Walk:
             place = f" (line {step.span.line})" if step.span is not None else ""
             lacking = (f"an operand of {step.method.name}{place}",)  # type: ignore[union-attr]
         return _State(None, lacking=lacking, shapes=shapes)
+
+    def is_unchanged(self, step: Step, operands: Sequence[_State]) -> bool:
+        """Whether the shapes say that the first operand is the result."""
+        assert step.method is not None
+        rule = step.method.declaration.unchanged
+        if rule is None or self.given is None or any(state.register is None for state in operands):
+            return False
+        shapes = [self.shapes[state.register] for state in operands if state.register is not None]
+        known = [shape for shape in shapes if shape is not None]
+        return len(known) == len(shapes) and rule(known)
 
     def shortcut(self, index: int, step: Step, operands: Sequence[_State], key: str | None) -> _State | None:
         assert step.method is not None

@@ -81,7 +81,20 @@ _MERGING = [
     click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete."),
     click.option("--restart", is_flag=True, help="Begin anew, where an interrupted merge could be continued."),
     click.option("--hash", "hashes", is_flag=True, help="Tell the SHA-256 of each result."),
+    click.option("--vae", metavar="MODEL", help="Take the VAE of this model, or of this file of a VAE alone."),
+    click.option(
+        "--component",
+        "components",
+        nargs=2,
+        multiple=True,
+        metavar="NAME MODEL",
+        help="Take a component of another model, such as a text encoder; repeatable.",
+    ),
+    click.option(
+        "--drop", "dropped", multiple=True, metavar="NAME", help="Leave out a component, such as ema; repeatable."
+    ),
     click.option("--dialect", metavar="NAME", help="Layout of the result's keys, such as diffusers or original."),
+    click.option("--title", metavar="TEXT", help="What user interfaces call the result."),
     click.option("--like", metavar="FOLDER", help="Take configurations and tokenizers from this model's folder."),
     click.option("--fallback", metavar="MODEL", help="A model that gives what the result lacks."),
 ]
@@ -140,6 +153,7 @@ def merge_options(given: dict[str, Any], sources: Sequence[Source]) -> MergeOpti
         "restart",
         "dialect",
         "like",
+        "title",
         "fallback",
     )
     chosen = {name: given[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from remelt.cli.options import split_pairs
 from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError, RecipeError, UsageError
 from remelt.recipe.node import Call, Node, Value
+from remelt.recipe.surgery import with_component
 from remelt.text.reader import parse_value
 
 _OF_MODELS = ("config.json", "model_index.json", "remelt.journal")
@@ -39,6 +40,22 @@ def read_sources(words: Sequence[str], method: str | None, pairs: tuple[tuple[st
         filled: dict[str, Any] = dict(parameters)
         sources = [replace(sources[0], recipe=compose_source(sources[0], filled))]
     return sources
+
+
+def operated(sources: Sequence[Source], given: Mapping[str, Any]) -> list[Source]:
+    """The recipes with components of other models, and without those that are not wanted, as the options say."""
+    donors = split_pairs(given["components"], "--component")
+    if given["vae"] is not None:
+        donors = {"vae": given["vae"], **donors}
+    found = []
+    for source in sources:
+        recipe = source.recipe
+        for component, donor in donors.items():
+            recipe = with_component(recipe, donor, component)
+        for component in given["dropped"]:
+            recipe = Call("omit_component", (recipe,), (("component", Value(component)),))
+        found.append(replace(source, recipe=recipe))
+    return found
 
 
 def _expand(word: str) -> list[str]:

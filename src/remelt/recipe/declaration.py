@@ -1,0 +1,139 @@
+"""What a method declares of itself: how it may be cut, what it sums up first, what it skips, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from remelt.core.tensor_info import TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from remelt.archs.facts import KeyFacts
+
+    AnyTensor = Tensor
+else:
+    AnyTensor = Any
+
+Cut = Literal["element", "row", "tensor", "model"]
+
+
+Mass = float | None
+"""How much weight a tensor carries: 1 for a weight, 0 for a delta, None for a param."""
+Bindings = Mapping[str, Any]
+"""Plain values by parameter name: a number, a text, a flag; a list where the parameter is variadic."""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Where ``parameter`` equals ``value``, the result is operand ``result`` and no other operand is read."""
+
+    parameter: str
+    value: float
+    result: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """For methods of cut ``model``: tensors that are computed together, and the keys that they need."""
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A round of reductions: ``function`` gives small tensors of a tile by name, that are added up over the tensor.
+
+    - ``sampled``: some elements that are spread over the tensor are enough.
+    - ``across``: the sums are of all tensors of the result together, and are known before any of it is computed;
+      they are whole numbers, as counts are.
+    - ``unless``: whether the round can be left out, from the sums before it, or from what they come to.
+    - ``due``: when a plan counts on it: ``always``; where a sample was taken (``sample``), or where it was of all
+      elements of a small tensor (``whole``); or ``never``.
+    """
+
+    function: Callable[..., Mapping[str, AnyTensor]]
+    sampled: bool = False
+    across: bool = False
+    unless: Callable[[Mapping[str, Any]], bool] | None = None
+    due: Literal["always", "sample", "whole", "never"] = "always"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What the planner must know of a method.
+
+    - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``row`` (functions
+      get matrices, of the first dimension against all others, and any rows of them give the same rows of the result; a
+      tensor of one dimension is one row, or with ``vectors`` one column), ``tensor`` (needs whole tensors), ``model``
+      (needs several keys).
+    - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
+      returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
+      A `Reduction` says more of a round. How many elements the tensor has is among the sums, as ``elements``.
+    - ``reduces``: whether reductions are needed at all, or which, from the plain arguments; those that differ from key
+      to key are left out, or None within a list.
+    - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
+      numbers by name, once a tensor; the method is then given those as its ``sums``.
+    - ``prepares``: for cut ``tensor``, what of a call depends on the operands, and on those plain arguments alone that
+      it names: tensors by name, which are kept for further merges where there is a cache.
+    - ``shortcuts``: numbers at which an operand is the result.
+    - ``mass``: for affine arithmetic, the mass of the result from those of the operands and the plain numbers.
+    - ``keys``: for cut ``model``, the groups of keys of a layout; keys in no group pass from the first operand.
+    - ``selects``: which keys the result has; the others are absent from it.
+    - ``first_present``: the result is the first operand that has the key.
+    - ``casts``: the parameter that names the result's element type.
+    - ``shape``: the result's shape, where not the first operand's.
+    - ``unchanged``: of the operands' shapes, whether the first is the result, and no other is read.
+    - ``spreads``: whether NaN or infinity in any operand's element always makes that of the result NaN or infinite, as
+      sums and products do: then looking at the result is enough.
+    - ``held``: bytes that the sums of one operand take where they are more than numbers, or a function of its shape.
+    - ``work``: floating-point operations that one call takes where they are many (a decomposition, products of
+      matrices), from the operands' shapes and the plain arguments: time is told from it.
+    - ``faster``: what to do instead where that takes long.
+    - ``workspace``: peak of temporary memory beside operands and result, in multiples of one operand.
+    """
+
+    cut: Cut
+    vectors: Literal["row", "column"] = "row"
+    reductions: Sequence[Reduction] = ()
+    reduces: Callable[[Bindings], bool | Sequence[Reduction]] | None = None
+    conclusion: Callable[..., Mapping[str, float]] | None = None
+    prepares: Callable[..., Mapping[str, AnyTensor]] | None = None
+    shortcuts: tuple[Shortcut, ...] = ()
+    mass: Callable[[Sequence[Mass], Bindings], Mass] | None = None
+    keys: Callable[[Mapping[str, TensorInfo]], Sequence[Group]] | None = None
+    selects: Callable[[KeyFacts, Bindings], bool] | None = None
+    first_present: bool = False
+    casts: str | None = None
+    held: int | Callable[[tuple[int, ...]], int] = 0
+    shape: Callable[[Sequence[tuple[int, ...]], Bindings], tuple[int, ...]] | None = None
+    unchanged: Callable[[Sequence[tuple[int, ...]]], bool] | None = None
+    spreads: bool = False
+    work: Callable[[Sequence[tuple[int, ...]], Bindings], float] | None = None
+    faster: str = ""
+    workspace: float = 2.0
+
+    def __post_init__(self) -> None:
+        rounds = [one if isinstance(one, Reduction) else Reduction(one) for one in self.reductions]
+        object.__setattr__(self, "reductions", tuple(rounds))
+
+    def rounds(self, values: Bindings) -> Sequence[Reduction]:
+        """The rounds of reductions that a call needs, whose plain arguments are known as far as they go."""
+        if self.reduces is None:
+            return self.reductions
+        needed = self.reduces(values)
+        if isinstance(needed, bool):
+            return self.reductions if needed else ()
+        return needed
+
+    @property
+    def passes(self) -> int:
+        """How many passes over a large tensor its reductions take, as a rule."""
+        return sum(not one.sampled and one.due in ("always", "sample") for one in self.reductions)
+
+
+ELEMENTS = "elements"
+"""The name of the number of elements among the sums."""

@@ -1,0 +1,89 @@
+"""What sites and user interfaces read of a merged file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import remelt as rm
+from remelt.archs.shapes import sd1_shapes, sdxl_shapes
+from remelt.core.tensor_info import TensorInfo
+
+TOLD = {
+    "modelspec.title": "Ghost, mixed",
+    "modelspec.architecture": "stable-diffusion-v1",
+    "modelspec.license": "CreativeML Open RAIL-M",
+    "modelspec.prediction_type": "epsilon",
+    "modelspec.hash_sha256": "0x12",
+    "modelspec.thumbnail": "data:image/jpeg;base64,",
+    "ss_network_dim": "8",
+}
+
+
+def spec(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        told = file.metadata()
+    return {key.removeprefix("modelspec."): text for key, text in told.items() if key.startswith("modelspec.")}
+
+
+@pytest.fixture
+def write(tmp_path: Path, write_model: Callable[..., Path]) -> Callable[..., Path]:
+    def made(name: str, shapes: dict[str, TensorInfo], metadata: dict[str, str] | None = None) -> Path:
+        return write_model(tmp_path / name, {key: torch.ones(info.shape) for key, info in shapes.items()}, metadata)
+
+    return made
+
+
+def test_it_is_carried_over_and_written(write: Callable[..., Path], tmp_path: Path) -> None:
+    shapes = sd1_shapes(32)
+    a, b = write("a", shapes, TOLD), write("plain_b", shapes, {"modelspec.license": "other"})
+    found = spec(rm.merge(rm.weighted_sum(a, b), tmp_path / "out.safetensors"))
+    assert found == {
+        "sai_model_spec": "1.0.1",
+        "architecture": "stable-diffusion-v1",
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "resolution": "512x512",
+        "prediction_type": "epsilon",
+        "title": "Ghost, mixed + plain_b",
+        "license": "CreativeML Open RAIL-M, other",
+        "merged_from": "Ghost, mixed, plain_b",
+    }
+
+
+def test_a_title_may_be_given_and_is_kept(write: Callable[..., Path], tmp_path: Path) -> None:
+    a, b = (write(name, sd1_shapes(32)) for name in "ab")
+    out = rm.merge(rm.weighted_sum(a, b), tmp_path / "out.safetensors", title="Mixed of two")
+    assert spec(out)["title"] == "Mixed of two"
+    again = rm.merge(out, tmp_path / "again.safetensors")
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_many_models_have_a_short_title(write: Callable[..., Path], tmp_path: Path) -> None:
+    found = spec(
+        rm.merge(rm.n_average(*[write(name, sd1_shapes(32)) for name in "abcde"]), tmp_path / "out.safetensors")
+    )
+    assert found["title"] == "a + b + c and 2 more"
+    assert found["merged_from"] == "a, b, c, d, e"
+
+
+def test_a_marker_tells_the_prediction(write: Callable[..., Path], tmp_path: Path) -> None:
+    shapes = sdxl_shapes(64)
+    marked = {**shapes, "v_pred": next(iter(sdxl_shapes(64).values()))}
+    found = spec(rm.merge(rm.model(write("a", marked)), tmp_path / "out.safetensors"))
+    assert (found["architecture"], found["prediction_type"]) == ("stable-diffusion-xl-v1-base", "v")
+    assert "merged_from" not in found
+    assert "prediction_type" not in spec(rm.merge(rm.model(write("b", shapes)), tmp_path / "other.safetensors"))
+
+
+def test_what_is_of_no_known_arch_is_told_nothing_of(write_model: Callable[..., Path], tmp_path: Path) -> None:
+    a = write_model(tmp_path / "a", {"x.weight": torch.ones(3)})
+    assert spec(rm.merge(rm.model(a), tmp_path / "out.safetensors")) == {}
+
+
+def test_a_difference_is_no_model(write: Callable[..., Path], tmp_path: Path) -> None:
+    a, b = (rm.model(write(name, sd1_shapes(32))) for name in "ab")
+    assert spec(rm.merge(a - b, tmp_path / "out.safetensors")) == {}
