@@ -153,3 +153,42 @@ def test_tensors_that_are_replaced_know_the_sums() -> None:
 def test_sums_across_tensors_are_counts() -> None:
     with pytest.raises(MethodError, match=r"sums across tensors are counts, but mean of a\.0\.w is none"):
         rm.merge(METHODS["fractional"](rm.model(models(1)[0])))
+
+
+LEFT_OUT = {
+    "a weight of 0 in a block": lambda base, trimmed: rm.add_difference(
+        base, trimmed, alpha=rm.keys({"decoder.*": 0.0}) | 1.0
+    ),
+    "a component that is not picked": lambda base, trimmed: rm.fallback(
+        rm.pick_component(base + trimmed, "encoder"), base
+    ),
+    "a weight of nearly 0": lambda base, trimmed: rm.add_difference(
+        base, trimmed, alpha=rm.keys({"decoder.*": 2.0**-100}) | 1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("how", LEFT_OUT)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_a_result_leaves_out_counts_all_the_same(how: str, threads: int) -> None:
+    """The threshold is that of all tensors of the model, whatever later steps do with some of them."""
+    drawn = torch.Generator().manual_seed(0)
+    shapes = {"encoder.layers.0.w": 300, "encoder.layers.1.w": 200, "decoder.layers.0.w": 700, "decoder.layers.1.w": 5}
+    sizes = {key: 0.1 if key.startswith("encoder") else 1.0 for key in shapes}
+    delta = {key: torch.randn(size, generator=drawn) * sizes[key] for key, size in shapes.items()}
+    base = rm.model({key: torch.zeros_like(value) for key, value in delta.items()}, name="base")
+    trimmed = rm.trim(rm.model(delta, space="delta", name="delta"), k=0.4, over="model")
+    found = rm.merge(LEFT_OUT[how](base, trimmed), threads=threads)
+    magnitudes = torch.cat(list(delta.values())).abs().sort().values
+    threshold = magnitudes[max(int((1 - 0.4) * len(magnitudes)), 1) - 1]
+    for key in ("encoder.layers.0.w", "encoder.layers.1.w"):
+        assert torch.equal(found[key], torch.where(delta[key].abs() >= threshold, delta[key], 0.0)), key
+    plan = rm.plan(LEFT_OUT[how](base, trimmed))
+    assert len(plan.counted) == (0 if "nearly" in how else 2)
+
+
+def test_nothing_is_counted_where_nobody_asks() -> None:
+    delta = {"encoder.w": torch.ones(5), "decoder.w": torch.ones(5)}
+    trimmed = rm.trim(rm.model(delta, space="delta", name="delta"), k=0.4, over="model")
+    plan = rm.plan(rm.add_difference(rm.model(dict(delta), name="base"), trimmed, alpha=0.0))
+    assert not plan.counted

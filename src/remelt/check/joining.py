@@ -31,6 +31,11 @@ def join_reports(reports: Sequence[KeyReport]) -> KeyReport:
     joiner = _Joiner()
     for tasks in by_key.values():
         joined.tasks += joiner.join(tasks)
+    computed = {
+        (task.key, one.step) for task in joined.tasks for one in task.program.instructions if isinstance(one, Apply)
+    }
+    for report in reports:
+        joined.counted.update({place: task for place, task in report.counted.items() if place not in computed})
     return joined
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from remelt.archs.facts import KeyFacts, Layout
-from remelt.check.bound import BoundGraph
+from remelt.check.bound import BoundGraph, Step
 from remelt.check.groups import KeyGroups
 from remelt.check.inputs import Input
 from remelt.check.kinds import Kind, NumberSlot, Place, Shape, Stranded
@@ -56,6 +56,13 @@ class KeyReport:
     """Tensors of an input that are not read because a number makes them idle: they are not checked either."""
     labels: set[str] = field(default_factory=set)
     """The inputs that were checked."""
+    counted: dict[tuple[str, int], Task] = field(default_factory=dict)
+    """By key and step, what has no part in a result there, but counts for sums across all tensors of the step."""
+
+
+def _looks_across(step: Step) -> bool:
+    """Whether a step sums up across all tensors."""
+    return step.method is not None and any(one.across for one in step.method.declaration.rounds(dict(step.values)))
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class _Decision:
     outputs: tuple[tuple[int, TensorInfo], ...] = ()
     idle: tuple[str, ...] = ()
     copy: bool = False
+    counted: tuple[tuple[int, Program], ...] = ()
 
 
 _PLAIN, _COPIED = Kind(None, (), copied=False), Kind(None, (), copied=True)
@@ -124,6 +132,7 @@ class _KeyCheck:
         self.decisions: dict[object, _Decision] = {}
         self.report.labels = {given.label for given in inputs.values()}
         self.used_by_root = [graph.models_of(root) for root in roots]
+        self.across = [index for index in self.steps if _looks_across(graph.steps[index])]
 
     def run(self) -> KeyReport:
         for key in () if self.groups.by_step else self.groups.keys:
@@ -158,6 +167,8 @@ class _KeyCheck:
             self.report.tasks.append(
                 Task(key, decision.program, tuple(kind.numbers), decision.shape, outputs, decision.copy)
             )
+        for step, program in decision.counted:
+            self.report.counted[key, step] = Task(key, program, tuple(kind.numbers), decision.shape, ())
         self._strand(decision.stranded, key)
 
     def _infos(self, key: str) -> _Infos:
@@ -171,12 +182,27 @@ class _KeyCheck:
         """What is done about a key and all that are like it."""
         program, stranded = self._program(found, kind)
         shape = next(iter(found.values())).shape
+        counted = tuple(self._counted(program, found, kind))
         if program is None:
-            return _Decision(None, stranded, shape)
+            return _Decision(None, stranded, shape, counted=counted)
         outputs = tuple([(root, info) for root, _, info in self._outputs(program, key)])
-        return _Decision(
-            program, stranded, shape, outputs, tuple(self._idle(program, found, kind.copied)), _is_copy(program)
-        )
+        idle = tuple(self._idle(program, found, kind.copied))
+        return _Decision(program, stranded, shape, outputs, idle, _is_copy(program), counted)
+
+    def _counted(
+        self, program: Program | None, found: Mapping[int, TensorInfo], kind: Kind
+    ) -> Iterator[tuple[int, Program]]:
+        """The steps that look at all tensors, where this one has no part in a result: it counts all the same."""
+        present: set[Place] = {(index, None) for index in found}
+        shapes: dict[Place, Shape] = {(index, None): info.shape for index, info in found.items()}
+        integers = {(index, None): str(info.dtype) for index, info in found.items() if not info.dtype.is_float}
+        for step in self.across:
+            if program is None or not program.applies(step):
+                alone, _ = self.specialiser.specialise(
+                    (None,), present, lambda _: kind, shapes, integers={} if kind.copied else integers, only=step
+                )
+                if alone is not None and alone.applies(step):
+                    yield step, alone
 
     def _program(self, found: Mapping[int, TensorInfo], kind: Kind) -> tuple[Program | None, list[Stranded]]:
         facts, copied = kind.facts, kind.copied

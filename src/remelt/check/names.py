@@ -26,13 +26,21 @@ def check_names(graph: BoundGraph, steps: list[int], layout: Layout) -> list[Pro
                     problems += [
                         _problem(step, name, *found) for rule in value.rules for found in _unknown(rule, layout)
                     ]
-            elif _selects(step) and isinstance(value, str) and value not in component_names(layout):
+            elif _selects(step) and isinstance(value, str) and value not in _selectable(step, layout):
                 problems.append(_problem(step, name, *_no("component", value, component_names(layout))))
     return problems
 
 
 def _selects(step: Step) -> bool:
     return step.method is not None and step.method.declaration.selects is not None
+
+
+def _selectable(step: Step, layout: Layout) -> list[str]:
+    """What a step may pick or omit: to omit what the arch may have, and the model has not, changes nothing."""
+    known = component_names(layout)
+    if step.method is not None and step.method.name == "omit_component" and layout.arch is not None:
+        known += [name for one in layout.arch.components for name in (one.name, *one.aliases)]
+    return known
 
 
 def component_names(layout: Layout) -> list[str]:

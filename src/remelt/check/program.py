@@ -120,6 +120,10 @@ class Program:
         """What is read, each tensor once."""
         return [instruction for instruction in self.instructions if isinstance(instruction, Load)]
 
+    def applies(self, step: int) -> bool:
+        """Whether a step of the recipe is computed."""
+        return any(isinstance(one, Apply) and one.step == step for one in self.instructions)
+
     def reached(self, registers: Sequence[int]) -> set[int]:
         """The registers that are computed from some of those, and those themselves."""
         found = set(registers)

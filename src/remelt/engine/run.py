@@ -96,7 +96,7 @@ class _Run:
         self.kept = 0
         held = sum(output.size for output in plan.outputs if output.path is None)
         self.rest = list(in_batches(self.remaining()))
-        self.survey = Survey(plan.tasks if self.rest else (), self.surveyed)
+        self.survey = Survey(*((plan.tasks, plan.counted) if self.rest else ((), ())), self.surveyed)
         self.units = Queue(self.survey.begin(), max(plan.memory_budget - held, 0))
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()

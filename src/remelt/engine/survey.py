@@ -22,10 +22,15 @@ Round = tuple[int, int]
 
 
 class Survey:
-    """The rounds of a merge that are across tensors, one after the other; ``then`` gives the units after them all."""
+    """The rounds of a merge that are across tensors, one after the other; ``then`` gives the units after them all.
 
-    def __init__(self, tasks: Sequence[PlannedTask], then: Callable[[], Iterable[Unit]]) -> None:
-        self.tasks, self._then = tasks, then
+    ``counted`` are tasks that have no results, but count all the same.
+    """
+
+    def __init__(
+        self, tasks: Sequence[PlannedTask], counted: Sequence[PlannedTask], then: Callable[[], Iterable[Unit]]
+    ) -> None:
+        self.tasks, self._then = [*tasks, *counted], then
         self.sums: dict[int, dict[str, Any]] = {}
         """By step, of the rounds that are complete."""
         self._rounds = sorted({self._round(planned, one) for planned in tasks for one in _across(planned)})

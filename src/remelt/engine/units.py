@@ -115,8 +115,9 @@ class SharedTask:
 
 
 def elements(planned: PlannedTask) -> int:
-    """Elements of a task's results."""
-    return math.prod(planned.task.outputs[0][2].shape)
+    """Elements of a task's results, or where it has none of its tensor."""
+    outputs = planned.task.outputs
+    return math.prod(outputs[0][2].shape if outputs else planned.task.shape)
 
 
 def folds(size: int, grain: int = 1) -> list[tuple[int, int]]:

@@ -17,6 +17,9 @@ _MOST_ENTRIES = 200_000
 _MOST_COMPARED = 20_000
 _MOST_LISTED = 20
 _MARKS = ("model_index.json", "pytorch_model.bin")
+_WEIGHTS = (".safetensors", ".index.json")
+_DENOISERS = ("unet", "transformer")
+"""Folders of diffusers' components, one of which each model has, also where nothing beside weights is there."""
 _COMFYUI = ("checkpoints", "diffusion_models", "unet", "vae", "clip", "text_encoders", "loras")
 _A1111 = ("Stable-diffusion", "VAE", "Lora")
 
@@ -81,11 +84,17 @@ def _exact(path: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def _is_model_folder(path: Path) -> bool:
+    names = _listed(path)
+    if any(name.endswith(_WEIGHTS) or name in _MARKS for name in names):
+        return True
+    return any(name.endswith(_WEIGHTS) for part in _DENOISERS if part in names for name in _listed(path / part))
+
+
+def _listed(path: Path) -> list[str]:
     try:
-        names = os.listdir(path) if os.path.isdir(path) else []
+        return os.listdir(path) if os.path.isdir(path) else []
     except OSError:
-        return False
-    return any(name.endswith((".safetensors", ".index.json")) or name in _MARKS for name in names)
+        return []
 
 
 def _only(name: str, found: list[Path]) -> Path:

@@ -83,6 +83,8 @@ class Plan:
     inputs: tuple[PlannedInput, ...]
     outputs: tuple[PlannedOutput, ...]
     tasks: tuple[PlannedTask, ...]
+    counted: tuple[PlannedTask, ...]
+    """What is read for sums across all tensors alone."""
     threads: int
     memory_budget: int
     peak_memory: int
@@ -121,6 +123,10 @@ def make_plan(
     """The plan of checked tasks; `BudgetError` where one of them cannot fit the memory, with the number it needs."""
     tensors = {index: given.checkpoint.tensors for index, given in inputs.items()}
     tasks = _planned(report.tasks, tensors, resources)
+    programs = {id(task.program): task.program for task in report.tasks if report.counted}.values()
+    counts = [task for (_, step), task in report.counted.items() if any(one.applies(step) for one in programs)]
+    results, counted = tasks, _planned(counts, tensors, resources)
+    tasks = [*results, *counted]
     in_memory = sum(output.size for output in outputs if output.path is None)
     largest = max(tasks, key=lambda planned: planned.cost.memory, default=None)
     needed = in_memory + (largest.cost.memory if largest is not None else 0)
@@ -140,7 +146,8 @@ def make_plan(
     return Plan(
         inputs=tuple(_planned_inputs(inputs, tasks, report)),
         outputs=tuple(outputs),
-        tasks=tuple(tasks),
+        tasks=tuple(results),
+        counted=tuple(counted),
         threads=resources.threads,
         memory_budget=resources.memory,
         peak_memory=min(in_memory + parallel, resources.memory),
