@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from remelt.archs.detect import Detection, detect
 from remelt.archs.shapes import (
     flux_shapes,
-    llama_shapes,
     sd1_shapes,
     sd2_shapes,
     sd3_shapes,
-    sdxl_refiner_shapes,
     sdxl_shapes,
     without_prefix,
 )
@@ -102,16 +100,6 @@ def test_sd2_is_told_from_sd1_by_its_linear_maps_and_its_context() -> None:
     ("made", "evidence"),
     [
         (
-            sdxl_refiner_shapes(),
-            ("no known arch: nearest is sdxl, but this is an SDXL refiner (12 input blocks): it merges with refiners "
-            f"only, by inferred blocks; {UNET}input_blocks.0.0.weight is [384, 4, 3, 3], expected [320, 4..9, 3, 3]"),
-        ),
-        (
-            sdxl_refiner_shapes(32),
-            ("no known arch: nearest is sdxl, but this is an SDXL refiner (12 input blocks): it merges with refiners "
-            f"only, by inferred blocks; {UNET}input_blocks.9.0.op.weight is there"),
-        ),
-        (
             {
                 "lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": TensorInfo(DType.F16, (320, 4)),
                 "lora_unet_down_blocks_0_attentions_0_proj_in.alpha": TensorInfo(DType.F16, ()),
@@ -120,14 +108,10 @@ def test_sd2_is_told_from_sd1_by_its_linear_maps_and_its_context() -> None:
             "(LoRA or the like), not a model"),
         ),
         (
-            without_prefix(sd1_shapes(), "first_stage_model."),
-            "no known arch: this is a VAE alone, which several archs share",
-        ),
-        (
             {key: info for key, info in sdxl_shapes().items() if key.startswith("first_stage_model.")},
             "no known arch: this is a VAE alone, which several archs share",
         ),
-        (llama_shapes(), "no known arch has such keys"),
+        ({"x.weight": TensorInfo(DType.F16, (3,))}, "no known arch has such keys"),
         ({}, "no known arch has such keys"),
     ],
 )  # fmt: skip
@@ -148,9 +132,7 @@ def test_a_model_wider_than_the_arch_is_another_one() -> None:
 def test_chroma_is_no_flux() -> None:
     lacking = {key: info for key, info in flux_shapes().items() if "_mod." not in key and "vector_in" not in key}
     found = detect(lacking | {f"{UNET}distilled_guidance_layer.in_proj.weight": TensorInfo(DType.BF16, (5120, 64))})
-    assert found.arch is None
-    assert found.near == ("flux",)
-    assert "this is Chroma" in found.evidence
+    assert name_of(found) == "chroma"
 
 
 def test_a_file_of_two_archs_is_a_problem() -> None:

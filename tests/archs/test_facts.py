@@ -35,7 +35,7 @@ NAMED: list[tuple[str, Callable[..., dict[str, TensorInfo]]]] = [
 MODELS: list[tuple[str | None, Callable[..., dict[str, TensorInfo]]]] = [
     *NAMED,
     (None, llama_shapes),
-    (None, sdxl_refiner_shapes),
+    ("sdxl_refiner", sdxl_refiner_shapes),
 ]
 VAE_BLOCKS = [f"{half}.{i}" for half in ("down", "up") for i in range(4)]
 

@@ -30,6 +30,11 @@ KEYED = {
         for number in range(2)
         for layer in ("to_q", "to_k", "to_v", "to_out.0")
     },
+    "repair_position_ids": {
+        "text_model.embeddings.position_ids": (1, 7),
+        "vision_model.embeddings.position_ids": (5,),
+        "text_model.final_layer_norm.weight": (5,),
+    },
     "exchange_ema": {
         "model.diffusion_model.out.0.weight": (7,),
         "model.diffusion_model.out.2.weight": (5, 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from remelt.archs.dialects import (
     Spelling,
     dialects_of,
     from_original,
+    is_left_out,
     original_key,
     spelling_alone,
     to_original,
@@ -87,6 +88,24 @@ def in_one_spelling(
             continue
         found[index] = replace(given, checkpoint=checkpoint)
     return found, wanted
+
+
+def keys_without_a_place(inputs: Iterable[Input], spelling: Spelling) -> frozenset[str]:
+    """Original keys for which the layout of some input has no place: it lacks them, whatever it was made of."""
+    if spelling.dialect != ORIGINAL:
+        return frozenset()
+    found: set[str] = set()
+    given = list(inputs)
+    keys = dict.fromkeys(key for one in given for key in one.checkpoint.tensors)
+    others = {(one.name, dialect): one for one, dialect in map(_known_as, given) if one is not None}
+    for (_, dialect), arch in others.items():
+        if dialect != ORIGINAL:
+            found.update(key for key in keys if is_left_out(arch, dialect, original_key(arch, spelling, key)))
+    return frozenset(found)
+
+
+def _known_as(given: Input) -> tuple[Arch | None, str]:
+    return given.detection.arch, given.detection.spelling.dialect
 
 
 def _with_parts(inputs: Mapping[int, Input], arch: Arch, first: Input) -> dict[int, Input]:

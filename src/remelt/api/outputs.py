@@ -31,13 +31,13 @@ _LARGEST_COMPANION = 2**28
 
 def output_path(output: Path, *, folder: bool) -> Path:
     """The output's path: a folder as it is; a file ends in ``.safetensors``, which a bare name is given."""
-    if folder or output.suffix == SUFFIX:
+    if output.suffix == SUFFIX:
         return output
-    if output.suffix in (".ckpt", ".pt", ".pth", ".bin", ".gguf"):
+    if output.suffix in (".ckpt", ".pt", ".pth", ".bin", ".gguf") and not output.is_dir():
         raise OptionError(
             f"results are written as safetensors, but the output is {output.name}", hint=f"-o {output.stem}{SUFFIX}"
         )
-    return output.with_name(output.name + SUFFIX)
+    return output if folder else output.with_name(output.name + SUFFIX)
 
 
 def refuse_output(path: Path, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remelt.api.dialect_views import in_one_spelling, wanted_dialect
+from remelt.api.dialect_views import in_one_spelling, keys_without_a_place, wanted_dialect
 from remelt.api.embedding import portable_text
 from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
 from remelt.api.modelspec import model_spec
@@ -150,6 +150,7 @@ class _Group:
         self.problems: list[Problem] = []
         self.inputs = {index: opened.inputs[index] for index in used}
         self.spelling = IN_FULL
+        self.excused: frozenset[str] = frozenset()
 
     def prepare(self, outputs: Sequence[Path | None], texts: Sequence[str]) -> PreparedGroup:
         order = [index for root in self.roots for index in (*self.weights_of(root), *self.graph.models_of(root))]
@@ -157,6 +158,7 @@ class _Group:
         like = None if self.options.like is None else Path(self.options.like)
         dialect = wanted_dialect(self.options.dialect, own, self.inputs[order[0]])
         self.inputs, self.spelling = in_one_spelling(self.inputs, order, dialect, like, self.problems)
+        self.excused = keys_without_a_place(self.inputs.values(), self.spelling)
         for root in self.roots:
             refuse_strange_stacks(list(self.inputs_of(root).values()))
         report = self.check()
@@ -188,7 +190,8 @@ class _Group:
             layouts.append(arch_layout(keys_of(given), arch, self.spelling))
             problems += check_names(self.graph, self.graph.reachable(root), layouts[-1])
         _refuse(list(dict.fromkeys(problems)), self.graph)
-        options = KeyOptions(missing=self.options.missing, dtype=self.options.stored)  # type: ignore[arg-type]
+        missing: Any = self.options.missing
+        options = KeyOptions(missing, self.options.stored, self.excused)
         reports = [
             check_keys(self.graph, [root], self.inputs_of(root), layout, options, self.masses)
             for root, layout in zip(self.roots, layouts, strict=True)

@@ -170,10 +170,26 @@ def from_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorIn
                     raise FormatError(f"{first} and {prefix}{converted.pieces[0].key} are two names for one tensor")
                 result.tensors[start + name] = _from(converted, prefix)
             result.unknown += [prefix + key for key in unknown]
-    outside = [key for key in tensors if key not in taken]
-    for key in outside:
+    for key, info in tensors.items():
+        if key in taken:
+            continue
+        if spelling.alone:  # a file of one component has no names for the others
+            result.tensors[key] = _as_it_is(key, info)
+            continue
         (result.left_out if arch.is_copied(key) or _is_shadow(arch, key) else result.unknown).append(key)
     return result
+
+
+def is_left_out(arch: Arch, dialect: str, key: str) -> bool:
+    """Whether a dialect has no place for an original key."""
+    for component in arch.components:
+        for prefix in component.prefixes:
+            if key.startswith(prefix):
+                parts = [one for one in component.dialects if one.dialect == dialect]
+                if not parts:
+                    return arch.is_copied(key) or _is_shadow(arch, key)
+                return any(Globs.of(one.left_out).match(key[len(prefix) :]) for one in parts)
+    return arch.is_copied(key)
 
 
 def _is_shadow(arch: Arch, key: str) -> bool:

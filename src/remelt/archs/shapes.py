@@ -6,9 +6,13 @@ model big (widths, vocabularies) and keeps what makes it what it is: names, dept
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
+from remelt.archs.image_parts import IMAGE_MODELS
+from remelt.archs.language_parts import LANGUAGE_MODELS, PARTS
 from remelt.archs.model_parts import Narrow, clip, flux, llama, mmdit, openclip, t5, unet, vae
+from remelt.archs.video_parts import VIDEO_MODELS
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 
@@ -109,6 +113,17 @@ def flux_shapes(
     )
 
 
+def image_shapes(
+    arch: str, width_divisor: int = 1, *, dtype: DType = DType.BF16, **options: object
+) -> dict[str, TensorInfo]:
+    """The transformer of one of `IMAGE_MODELS`, as its files hold it: nothing else. ``options`` are those of its maker.
+
+    >>> len(image_shapes("chroma"))
+    643
+    """
+    return _infos(dtype, IMAGE_MODELS[arch](Narrow(width_divisor), **options))
+
+
 def llama_shapes(
     layers: int = 4,
     hidden: int = 64,
@@ -125,6 +140,18 @@ def llama_shapes(
     return _infos(dtype, llama(layers, hidden, heads * head, key_heads * head, intermediate, vocabulary, tied))
 
 
+def other_shapes(arch: str, width_divisor: int = 1, *, dtype: DType = DType.BF16) -> dict[str, TensorInfo]:
+    """A model of videos or language, or a part that is a file of its own, as its files hold it: nothing else.
+
+    >>> len(other_shapes("llama", 64))
+    291
+    """
+    return _infos(dtype, _OTHERS[arch](Narrow(width_divisor)))
+
+
+_OTHERS = {**LANGUAGE_MODELS, **VIDEO_MODELS, **PARTS}
+
+
 def shapes_of(arch: str) -> dict[str, TensorInfo] | None:
     """The full-size model of a named arch; None for an arch that has no shapes here, as a third party's.
 
@@ -132,9 +159,12 @@ def shapes_of(arch: str) -> dict[str, TensorInfo] | None:
     1130
     """
     makers: dict[str, Callable[[], dict[str, TensorInfo]]] = {
+        **{name: functools.partial(image_shapes, name) for name in IMAGE_MODELS},
+        **{name: functools.partial(other_shapes, name) for name in _OTHERS},
         "sd1": sd1_shapes,
         "sd2": sd2_shapes,
         "sdxl": sdxl_shapes,
+        "sdxl_refiner": sdxl_refiner_shapes,
         "sd3": sd3_shapes,
         "flux": flux_shapes,
     }

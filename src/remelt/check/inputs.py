@@ -72,11 +72,9 @@ def arch_of(inputs: Sequence[Input], problems: list[Problem]) -> Arch | None:
             found.setdefault(detected.name, (detected, given, given.detection.evidence))
     if len(found) > 1:
         for name, (_, given, evidence) in found.items():
-            problems.append(
-                Problem(
-                    given.label, f"is {name}: {evidence}", "a recipe merges models of one arch; the inputs mix them"
-                )
-            )
+            known = (near.note for other, _, _ in found.values() for near in other.near if near.name == name)
+            hint = next(known, "a recipe merges models of one arch; the inputs mix them")
+            problems.append(Problem(given.label, f"is {name}: {evidence}", hint))
     return next((arch for arch, _, _ in found.values()), None)
 
 

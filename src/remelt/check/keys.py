@@ -71,6 +71,8 @@ class KeyOptions:
 
     missing: Missing = "error"
     dtype: DType | None = None
+    excused: frozenset[str] = frozenset()
+    """Keys that some input lacks as its layout has no place for them: the first model's are taken."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ class _KeyCheck:
         """The steps that look at all tensors, where this one has no part in a result: it counts all the same."""
         present: set[Place] = {(index, None) for index in found}
         shapes: dict[Place, Shape] = {(index, None): info.shape for index, info in found.items()}
-        integers = {(index, None): str(info.dtype) for index, info in found.items() if not info.dtype.is_float}
+        integers: dict[Place, str] = {
+            (index, None): str(info.dtype) for index, info in found.items() if not info.dtype.is_float
+        }
         for step in self.across:
             if program is None or not program.applies(step):
                 alone, _ = self.specialiser.specialise(
@@ -294,7 +298,7 @@ class _KeyCheck:
         """A key that some input of a result lacks: an error, the first model's tensor, or no tensor."""
         having = [index for index in self.used_by_root[trouble.root] if self.inputs[index].info(key) is not None]
         weights = [index for index in having if self.inputs[index].model.space == "weight"]
-        settled: str = self.options.missing
+        settled: str = "first" if key in self.options.excused else self.options.missing
         if settled == "first" and (not weights or self.masses[self.roots[trouble.root]] != 1.0):
             settled = "delta"
         first = self.inputs[(weights or having)[0]]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remelt.archs.facts import KeyFacts
+from remelt.check.arguments import floating_type, refuse_by_key
 from remelt.check.bound import BoundGraph, Step
 from remelt.check.inputs import Input
 from remelt.check.kinds import Describe, NumberSlot, Place, Shape, Stranded
@@ -25,10 +26,8 @@ from remelt.check.program import (
     compact,
 )
 from remelt.core.dtype import DType
-from remelt.errors import RecipeError
 from remelt.recipe.blocks import BlockWeights
 from remelt.recipe.method import Group
-from remelt.recipe.signature import names_asked
 
 
 class _State(NamedTuple):
@@ -78,7 +77,7 @@ class Specialiser:
                     listed = place if isinstance(value, tuple) else None
                     self.slots.append(NumberSlot(step, name, listed, item, default))
             if name == declaration.casts and isinstance(value, str):
-                self.casts[index] = DType.parse(value)
+                self.casts[index] = floating_type(value, step)
 
     @property
     def asks_facts(self) -> bool:
@@ -319,7 +318,7 @@ class _Walk:
         cast = self.owner.casts.get(index)
         own_key = key if self.groups else None
         applied = Apply(step.method, arguments, keywords, tuple(registers), own_key, cast, index, step.occurrence)
-        _refuse_by_key(step, applied)
+        refuse_by_key(step, applied)
         dtype = cast if cast is not None else operands[0].dtype
         return _State(self.emit(applied, shape), dtype, operands[0].source_key)
 
@@ -399,20 +398,6 @@ class _Walk:
         state = self.states[first, key]
         item = self.emit(Item(self.computed[place], key), self.shapes[state.register or 0])
         return _State(item, state.dtype, state.source_key)
-
-
-def _refuse_by_key(step: Step, applied: Apply) -> None:
-    """Refuse numbers by key that sums across all tensors are asked for."""
-    conclusion = applied.method.declaration.conclusion
-    if conclusion is None or not any(one.across for one in applied.reductions):
-        return
-    for name, argument in applied.kwargs:
-        if isinstance(argument, (Slot, Listed)) and name in names_asked(conclusion):
-            raise RecipeError(
-                f"{applied.method.name} looks at all tensors together, so {name!r} is the same for all of them",
-                hint="a plain number, without block weights",
-                span=step.span,
-            )
 
 
 def _joined(operands: Sequence[_State]) -> tuple[str, ...]:

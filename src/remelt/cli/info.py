@@ -50,7 +50,7 @@ def _list(archs: list[dict[str, str]], methods: list[dict[str, str]], as_json: b
         return
     click.echo("archs (any other works too: its blocks are inferred from the keys)")
     for arch in archs:
-        click.echo(f"  {arch['name']:<8} {arch['title']}")
+        click.echo(f"  {arch['name']:<14} {arch['title']}")
     click.echo("merge methods")
     width = max(len(method["signature"]) for method in methods)
     for method in methods:

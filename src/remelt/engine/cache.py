@@ -55,6 +55,7 @@ class Cache:
 
     def put(self, key: bytes, value: Mapping[str, Any]) -> None:
         """Keep a value, unless it is larger than the cache."""
+        value = {name: _own(one) if isinstance(one, torch.Tensor) else one for name, one in value.items()}
         size = _NUMBERS + sum(one.nbytes for one in value.values() if isinstance(one, torch.Tensor))
         if size > self.size:
             return
@@ -72,6 +73,11 @@ class Cache:
         with self._lock:
             self._entries.clear()
             self.held = 0
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with no more memory than its elements take: a view would keep all that it looks into."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 class Recall:

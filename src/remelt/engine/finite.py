@@ -46,6 +46,11 @@ def overflows(values: torch.Tensor, dtype: torch.dtype) -> bool:
     return dtype is torch.float8_e4m3fn and values.numel() > 0 and bool(values.abs().max() > HIGHEST_E4M3)
 
 
+def with_infinities(values: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """What was rounded to F8_E4M3, with infinities for what that type cuts off: they are found wherever they go."""
+    return torch.where(values.abs() > HIGHEST_E4M3, values * torch.inf, rounded)
+
+
 @dataclass
 class FiniteReport:
     """Keys with NaN or infinities, by the input that holds them; and results that overflowed their element type."""

@@ -147,10 +147,20 @@ class _Run:
             self.units.close()
             _join(threads)
             torch.set_num_threads(before)
-        if self.execution.nonfinite == "error" and (self.report.inputs or self.report.results):
+        self.refuse_nonfinite()
+
+    def refuse_nonfinite(self) -> None:
+        """Refuse NaN and infinities that the policy does not settle; what overflows, none but ``keep`` settles."""
+        policy, report = self.execution.nonfinite, self.report
+        if policy == "error" and report.inputs:
             raise NonFiniteError(
-                "\n".join(["NaN or infinity, and nothing was published:", *self.report.describe()]),
+                "\n".join(["NaN or infinity, and nothing was published:", *report.describe()]),
                 hint="--nonfinite keep merges them as they are, --nonfinite missing treats such tensors as missing",
+            )
+        if policy != "keep" and report.results:
+            raise NonFiniteError(
+                "\n".join(["numbers that are too large, and nothing was published:", *report.describe()]),
+                hint="--dtype bf16 or fp32 holds larger ones; --nonfinite keep writes infinities, in F8_E4M3 448",
             )
 
     def remaining(self) -> Iterator[Unit]:

@@ -16,7 +16,7 @@ from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo, width_of_rows
 from remelt.engine.cache import Recall
 from remelt.engine.copying import copy_bytes
-from remelt.engine.finite import is_finite, overflows
+from remelt.engine.finite import is_finite, overflows, with_infinities
 from remelt.engine.known import Fold, Known, Partials, add_chunks
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import plain_values, run_traced
@@ -27,7 +27,7 @@ from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Pass, Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
-from remelt.recipe.signature import call_by_rows, prepare
+from remelt.recipe.signature import Prepared, call_by_rows, prepare
 
 
 class Stopped(Exception):
@@ -262,7 +262,8 @@ class TaskRun(Reader):
     def settled(self, result: torch.Tensor, cast: DType | None) -> torch.Tensor:
         """A result in the compute type, rounded to the type of a cast."""
         if cast is not None:
-            result = result.to(TORCH[cast])
+            rounded = result.to(TORCH[cast]).to(self.place.compute)
+            result = with_infinities(result, rounded) if cast is DType.F8_E4M3 else rounded
         return result.to(self.place.compute)
 
     def arguments(self, instruction: Apply, values: Mapping[int, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -350,7 +351,8 @@ class TaskRun(Reader):
             def make() -> Any:
                 return self.asked(instruction, lambda: prepare(instruction.method, args, kwargs))
 
-            kwargs["prepared"] = make() if self.recall is None else self.recall.prepared(call.register, make)
+            recall = self.recall
+            kwargs["prepared"] = Prepared(make if recall is None else lambda: recall.prepared(call.register, make))
         result = self.guard(instruction, args, kwargs)
         if isinstance(result, Mapping):
             self.keep_items(call.register, instruction, result)

@@ -92,6 +92,8 @@ class _Tracer:
         result = method.function(*args, **kwargs)
         if type(result) is not Symbol or result.truth or result.kind != self.kind:
             raise Untraceable("a result that is no tensor of the compute type")
+        if instruction.cast is DType.F8_E4M3:
+            raise Untraceable("numbers beyond that type are to be told")
         if instruction.cast is None:
             return result.operand
         return self.writer.operation("round", [result.operand], self.kind, dtype=instruction.cast)

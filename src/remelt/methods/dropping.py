@@ -109,7 +109,7 @@ def dropout(
     the probability p each, by (1 - |2 o - 1|) of itself.
 
     Spaces: deltas give a delta. To merge many fine-tunes into one another so that each element comes from few of them.
-    Probabilities outside of 0 to 1 are meant as these; at p = 1 the result is 0.
+    Probabilities and emphasis outside of 0 to 1 are meant as these; at p = 1 the result is 0.
 
     Source: sd-mecha's dropout, "n-supermario", after DARE (Yu et al. 2023, arXiv 2311.03099).
 
@@ -158,7 +158,7 @@ def kept_counts(count: int, p: float, overlap: float, emphasis: float) -> Sequen
     near = abs((overlap + 1.0) % 2.0 - 1.0)
     slope = math.tan(math.pi * (near - 0.5))
     found = _normalised([ways[m] + slope * m for m in range(1, count + 1)])
-    most = (1.0 - abs(2.0 * near - 1.0)) * emphasis
+    most = (1.0 - abs(2.0 * near - 1.0)) * min(max(emphasis, 0.0), 1.0)
     if most:
         binomial = [ways[m] + (m - 1) * _log(p) + (count - m) * _log(1.0 - p) for m in range(1, count + 1)]
         found = [a + most * (b - a) for a, b in zip(found, _normalised(binomial), strict=True)]

@@ -40,6 +40,9 @@ def _directions(delta: Tensor, *, method: str) -> Mapping[str, Tensor]:
 def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     """Operations, counted as those of one thread that makes ten thousand millions of them a second."""
     least, most = _sides(shapes[0])
+    rank, share = values.get("rank"), values.get("share")
+    if share == 0.0 and isinstance(rank, int) and not 0 < rank < least:
+        return 0.0
     if values.get("method", "gram") == "svd":
         return 20.0 * least**3 + 4.0 * least**2 * most
     return 2.5 * least**3 + 0.4 * least**2 * most

@@ -53,6 +53,8 @@ def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     least, turned = min(height, width), min(2 * height, width)
     decomposed = 16.0 * least**3 + 2.0 * least**2 * width + 0.5 * height * width * least
     alignment, alpha = values.get("alignment", 0.5), values.get("alpha", 0.5)
+    if alignment == alpha and alpha in (0.0, 1.0):
+        return 0.0
     return decomposed if alignment == 1.0 and not alpha else decomposed + 16.0 * turned**3
 
 
@@ -89,6 +91,8 @@ def rotate(
     tensor([[ 0.,  1.],
             [ 0., -1.]])
     """
+    if alignment == alpha and alpha in (0.0, 1.0):
+        return (b if alpha else a).clone()
     if not prepared:
         return torch.lerp(a, b, alpha)
     one, other, starts = _matrices(a, b, centralization)

@@ -130,7 +130,7 @@ def thresholds(sums: Mapping[str, Any], *, k: Sequence[float]) -> Mapping[str, f
 
     0 where all are. Beside them what the rounds ask each other: where they look, and what is left to be done.
     """
-    return magnitudes_at(sums, [None if share >= 1.0 else 1.0 - share for share in k])
+    return magnitudes_at(sums, [None if share >= 1.0 else 1.0 - max(share, 0.0) for share in k])
 
 
 def magnitudes_at(

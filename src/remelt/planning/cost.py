@@ -112,7 +112,11 @@ def _operations(task: Task, instruction: Apply) -> float:
     work = instruction.method.declaration.work
     assert work is not None
     shapes = [task.program.shapes[operand] for operand in instruction.operands]
-    values = {name: argument.value for name, argument in instruction.kwargs if isinstance(argument, Constant)}
+    values = {one.name: one.default for one in instruction.method.parameters if not one.required}
+    for name, argument in instruction.kwargs:
+        values.pop(name, None)  # a number that differs from key to key is none that is known
+        if isinstance(argument, Constant):
+            values[name] = argument.value
     return work([task.shape if shape is None else shape for shape in shapes], values)
 
 

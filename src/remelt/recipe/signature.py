@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,8 +217,31 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
             sums[ELEMENTS] = args[0].numel()
         given["sums"] = conclude(method, sums, given)
     if "prepared" in method.given and "prepared" not in given:
-        given["prepared"] = prepare(method, args, given)
+        given["prepared"] = Prepared(lambda: prepare(method, args, given))
     return call_by_rows(method, args, given) if method.declaration.cut == "row" else method.function(*args, **given)
+
+
+class Prepared(Mapping[str, Any]):
+    """What a method prepares, made when it is first looked at: some numbers need none of it."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Any]]) -> None:
+        self._make: Callable[[], Mapping[str, Any]] | None = make
+        self._made: Mapping[str, Any] = {}
+
+    def made(self) -> Mapping[str, Any]:
+        """It, made now at the latest."""
+        if self._make is not None:
+            self._made, self._make = self._make(), None
+        return self._made
+
+    def __getitem__(self, name: str) -> Any:
+        return self.made()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.made())
+
+    def __len__(self) -> int:
+        return len(self.made())
 
 
 def prepare(method: Method[..., Any], args: Sequence[Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
