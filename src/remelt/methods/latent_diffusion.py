@@ -67,9 +67,9 @@ def balance_attention(a: Tensors, *, head_size: Integer = 64, heads: Integer = 0
     S (q q^T) S = k k^T; then q' q'^T = k' k'^T, and q'^T k' = q^T k, so that the model computes what it did. The same
     for values and the columns of the output. Biases count as columns.
 
-    Heads are ``head_size`` rows each, or ``heads`` in number if that is above 0. No file tells them, and with wrong ones
-    the model computes something else: 64 rows are right for Stable Diffusion 2, XL and CLIP, and Stable Diffusion 1 has
-    8 heads. It is for attention by softmax whose queries are not rotated by position. Understood are ``to_q``,
+    Heads are ``head_size`` rows each, or ``heads`` in number if that is above 0. No file tells them, and with wrong
+    ones the model computes something else: 64 rows are right for Stable Diffusion 2, XL and CLIP, and Stable
+    Diffusion 1 has 8 heads. It is for attention by softmax whose queries are not rotated by position. Understood are ``to_q``,
     ``to_k``, ``to_v`` and ``to_out.0``, where the queries have no norm of their own, CLIP's ``q_proj`` and so on, and
     OpenCLIP's ``in_proj_weight``. All other keys stay as they are, and so does attention whose rows are no whole heads,
     that is zero or not finite.
