@@ -69,10 +69,10 @@ def balance_attention(a: Tensors, *, head_size: Integer = 64, heads: Integer = 0
 
     Heads are ``head_size`` rows each, or ``heads`` in number if that is above 0. No file tells them, and with wrong
     ones the model computes something else: 64 rows are right for Stable Diffusion 2, XL and CLIP, and Stable
-    Diffusion 1 has 8 heads. It is for attention by softmax whose queries are not rotated by position. Understood are ``to_q``,
-    ``to_k``, ``to_v`` and ``to_out.0``, where the queries have no norm of their own, CLIP's ``q_proj`` and so on, and
-    OpenCLIP's ``in_proj_weight``. All other keys stay as they are, and so does attention whose rows are no whole heads,
-    that is zero or not finite.
+    Diffusion 1 has 8 heads. It is for attention by softmax whose queries are not rotated by position. Understood are
+    ``to_q``, ``to_k``, ``to_v`` and ``to_out.0``, where the queries have no norm of their own, CLIP's ``q_proj`` and
+    so on, and OpenCLIP's ``in_proj_weight``. All other keys stay as they are, and so does attention whose rows are no
+    whole heads, that is zero or not finite.
 
     Spaces: weights. Before a merge of models that were trained apart, whose heads may have drifted to other scales
     within themselves. It costs two small decompositions a head.
