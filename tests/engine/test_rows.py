@@ -238,3 +238,11 @@ def test_the_sums_of_columns_are_in_the_plan() -> None:
     wide, narrow = ({"w": torch.zeros(shape)} for shape in ((4, 2**20), (2**20, 4)))
     peaks = [rm.plan(METHODS["without_columns"](rm.model(one)), threads=1).peak_memory for one in (wide, narrow)]
     assert peaks[0] - peaks[1] >= 4 * 8 * 2**20
+
+
+def test_a_vector_that_is_a_column_is_held_in_tiles() -> None:
+    a = rm.model({"w": torch.zeros(2**24)})
+    peak = rm.plan(METHODS["without_columns"](a), threads=1, memory="1GiB").peak_memory - 2**26
+    assert peak < 2**24
+    found = rm.merge(METHODS["without_columns"](rm.model({"w": torch.ones(300_001)})), threads=3)["w"]
+    assert torch.equal(found, torch.full((300_001,), -300_000.0))

@@ -61,15 +61,16 @@ def add_chunks(
     earlier: Mapping[str, Any],
     size: int,
     shape: tuple[int, ...],
+    rows: str,
 ) -> None:
     """Add a tile's partial sums, chunk by chunk: the chunks are the same for any tile size.
 
     ``number`` is that of the round, ``earlier`` what those before it came to; the tile has ``size`` elements, of a
-    tensor of that ``shape``.
+    tensor of that ``shape``, whose ``rows`` are those of its pass.
     """
     method, reduction = instruction.method, instruction.reductions[number]
     by_row = method.declaration.cut == "row"
-    chunk = grain(shape, sums=True) if by_row else CHUNK
+    chunk = grain(shape, rows, sums=True) if by_row else CHUNK
     width = width_of_rows(shape, method.declaration.vectors)
     for first in range(0, max(size, 1), chunk):
         part = [_slice(arg, first, first + chunk) for arg in args]

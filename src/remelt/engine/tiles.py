@@ -146,7 +146,8 @@ class TaskRun(Reader):
             finish = min(begin + tile, end)
             values = self.evaluate(sweep, begin, finish, size)
             for register, number in sweep.reductions:
-                self.reduce(register, number, values, begin, finish, self.partials.setdefault(register, {}))
+                sums = self.partials.setdefault(register, {})
+                self.reduce(register, number, values, finish - begin, sums, sweep.rows)
             for register in sweep.gathers:
                 self.whole[register].view(-1)[begin:finish] = values[register]
             for position in sweep.outputs:
@@ -327,7 +328,7 @@ class TaskRun(Reader):
             ) from error
 
     def reduce(
-        self, register: int, number: int, values: Mapping[int, Any], begin: int, end: int, sums: dict[str, torch.Tensor]
+        self, register: int, number: int, values: Mapping[int, Any], size: int, sums: dict[str, torch.Tensor], rows: str
     ) -> None:
         """Add a tile's partial sums."""
         instruction = self.program.instructions[register]
@@ -336,7 +337,7 @@ class TaskRun(Reader):
         earlier = self.known.so_far(register, instruction, kwargs)
         shape = self.program.shapes[register]
         shape = self.task.shape if shape is None else shape
-        add_chunks(sums, instruction, number, args, kwargs, earlier, end - begin, shape)
+        add_chunks(sums, instruction, number, args, kwargs, earlier, size, shape, rows)
 
     def call(self, call: WholeCall) -> None:
         """A method on whole tensors, and the items of a method that returns several."""

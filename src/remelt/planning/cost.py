@@ -61,7 +61,7 @@ class CostModel:
         self.tile = tile
         self.longest = max(tile, CHUNK) if any(one.reductions for one in sweeps) else tile
         self.shapes = list(dict.fromkeys(one.shape for one in sweeps))
-        self.rows = list(dict.fromkeys((one.shape, bool(one.reductions)) for one in sweeps if one.rows))
+        self.rows = list(dict.fromkeys((one.shape, one.rows, bool(one.reductions)) for one in sweeps if one.rows))
         self.sums = [
             (instruction.method.declaration.held, program.shapes[register], _COPIES * len(instruction.operands))
             for register, instruction in enumerate(program.instructions)
@@ -82,7 +82,7 @@ class CostModel:
         """The cost of one task."""
         numel = math.prod(task.shape)
         largest = max([numel if shape is None else math.prod(shape) for shape in self.shapes], default=0)
-        rows = (grain(task.shape if shape is None else shape, sums=sums) for shape, sums in self.rows)
+        rows = (grain(task.shape if shape is None else shape, vectors, sums=sums) for shape, vectors, sums in self.rows)
         longest = max([self.longest, *rows])
         tiles = min(longest, max(largest, 1)) * self.live * self.itemsize
         held = sum(
@@ -96,9 +96,9 @@ class CostModel:
         return Cost(memory, self.tile, numel * self.steps, tiles, heavy)
 
 
-def grain(shape: tuple[int, ...], *, sums: bool = False) -> int:
+def grain(shape: tuple[int, ...], vectors: str = "row", *, sums: bool = False) -> int:
     """Elements at multiples of which rows and 8 bytes of any type begin together; with ``sums``, their chunks, too."""
-    rows = math.lcm(width_of_rows(shape), 8)
+    rows = math.lcm(width_of_rows(shape, vectors), 8)
     return max(CHUNK // rows, 1) * rows if sums else rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from remelt.check.program import Apply, Item, Load, Program
 from remelt.recipe.method import Reduction
@@ -21,7 +22,7 @@ class Sweep:
     positions among the program's outputs to write. ``frees`` lists, for each instruction of ``order``, the registers
     that are no longer needed after it. ``live`` is the most registers held at a time; ``drops`` are gathered registers
     that no later pass needs. ``sampled`` where it needs to look at some elements only, ``due`` where it is
-    counted on that it takes a pass over all. ``rows`` where its tiles are whole rows. ``across``
+    counted on that it takes a pass over all. ``rows`` where its tiles are whole rows: what vectors are. ``across``
     where its one round adds up over all tensors, which is done before.
     """
 
@@ -35,7 +36,7 @@ class Sweep:
     drops: tuple[int, ...] = ()
     sampled: bool = False
     due: bool = True
-    rows: bool = False
+    rows: Literal["", "row", "column"] = ""
     across: bool = False
 
 
@@ -208,9 +209,17 @@ class _Scheduler:
             shape,
             sampled=only and all(one.sampled for one in rounds),
             due=not only or any(self._is_due(one) for one in rounds),
-            rows=any(self._cuts_rows(register) and register not in self.whole for register in order)
-            or any(self._cuts_rows(register) for register, _ in reductions),
+            rows=self._rows([*(one for one in order if one not in self.whole), *(one for one, _ in reductions)]),
         )
+
+    def _rows(self, registers: Iterable[int]) -> Literal["", "row", "column"]:
+        """What vectors are to those of some calls that cut rows; one row, where any of them says so."""
+        found = [
+            one.method.declaration.vectors
+            for register in registers
+            if self._cuts_rows(register) and isinstance(one := self.program.instructions[register], Apply)
+        ]
+        return "" if not found else "row" if "row" in found else "column"
 
     def _cuts_rows(self, register: int) -> bool:
         instruction = self.program.instructions[register]

@@ -40,7 +40,8 @@ class PlannedTask:
         """At multiples of how many elements the tiles of a pass begin."""
         if not sweep.rows:
             return 1
-        return grain(self.task.shape if sweep.shape is None else sweep.shape, sums=bool(sweep.reductions))
+        shape = self.task.shape if sweep.shape is None else sweep.shape
+        return grain(shape, sweep.rows, sums=bool(sweep.reductions))
 
 
 @dataclass(frozen=True)
