@@ -83,11 +83,24 @@ def in_one_spelling(
         try:
             checkpoint = respelled(given.checkpoint, arch, given.detection.spelling, wanted)
             checkpoint = _renamed(checkpoint, arch, wanted, names)
+            if given.model.layers is None and given.model.vocabulary is None:
+                checkpoint = _untied(checkpoint, arch, first.checkpoint)
         except RemeltError as error:
             problems.append(Problem(given.label, error.message, error.hint, given.model.span))
             continue
         found[index] = replace(given, checkpoint=checkpoint)
     return found, wanted
+
+
+def _untied(checkpoint: Checkpoint, arch: Arch, first: Checkpoint) -> Checkpoint:
+    """A checkpoint with each name of a tensor that the first one has, too: files leave out all but one of them."""
+    names = {key: key for key in checkpoint.tensors}
+    for tied in arch.tied:
+        held = next((name for name in tied if name in checkpoint.tensors), None)
+        for name in tied:
+            if held is not None and name in first.tensors and name not in checkpoint.tensors:
+                names[name] = held
+    return checkpoint if len(names) == len(checkpoint.tensors) else RenamedCheckpoint(checkpoint, names)
 
 
 def keys_without_a_place(inputs: Iterable[Input], spelling: Spelling) -> frozenset[str]:

@@ -14,8 +14,9 @@ from typing import Any
 from remelt.api.options import PathLike
 from remelt.api.recipes import RECIPE_KEY
 from remelt.api.resources import available_memory, usable_cores
-from remelt.archs.arch import all_archs, find_arch
+from remelt.archs.arch import Sign, all_archs, find_arch
 from remelt.archs.detect import detect
+from remelt.archs.dialects import dialects_of
 from remelt.archs.facts import layout
 from remelt.archs.shapes import shapes_of
 from remelt.core.tensor_info import total_bytes
@@ -97,7 +98,11 @@ def describe_archs() -> list[dict[str, str]]:
 
 
 def describe_arch(name: str) -> dict[str, Any]:
-    """Components, blocks with their keys, and layer classes of a named arch, as a full-size model has them."""
+    """Everything that is known of a named arch: its parts as a full-size model has them, and what tells it from others.
+
+    Components, blocks and groups with their keys; layer classes; the keys and shapes by which it is recognised, its
+    variants and near misses; keys that are copied or tied; its dialects, with what each has no place for.
+    """
     arch = find_arch(name)
     described = layout(tuple(shapes_of(name) or ()), arch)
     return {
@@ -107,7 +112,25 @@ def describe_arch(name: str) -> dict[str, Any]:
         "groups": {group: list(found) for group, found in described.groups.items()},
         "preset": list(arch.preset),
         "classes": list(described.layer_classes),
+        "recognised": [[_shown(sign) for sign in signs] for signs in arch.recognise],
+        "variants": {one.name: one.note for one in arch.variants},
+        "near": {one.name: one.note for one in arch.near},
+        "copied": list(arch.copied),
+        "tied": [list(names) for names in arch.tied],
+        "dialects": {
+            dialect: {
+                component.name: {"folder": one.folder, "left_out": list(one.left_out)}
+                for component in arch.components
+                for one in component.dialects
+                if one.dialect == dialect
+            }
+            for dialect in dialects_of(arch)
+        },
     }
+
+
+def _shown(sign: Sign) -> str:
+    return f"{sign}" if sign.shape is not None else f"no {sign}"
 
 
 def describe_methods() -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,27 @@ def _arch(name: str, described: Mapping[str, Any], verbose: bool, as_json: bool)
     click.echo("layer classes")
     for layer in described["classes"]:
         click.echo(f"  {layer}")
+    _told("dialects", (_dialect(*one) for one in described["dialects"].items()))
+    _told("variants", (f"{variant:<20} {note}" for variant, note in described["variants"].items()))
+    if verbose:
+        for signs in described["recognised"]:
+            _told("recognised by all of", signs)
+        _told("taken for others", (f"{near:<20} {note}" for near, note in described["near"].items()))
+        _told("copied, never merged", described["copied"])
+        _told("one tensor under several names", map(", ".join, described["tied"]))
+
+
+def _told(what: str, lines: Iterable[str]) -> None:
+    """Some lines under a heading, where there are any."""
+    for number, line in enumerate(lines):
+        if not number:
+            click.echo(what)
+        click.echo(f"  {line}")
+
+
+def _dialect(name: str, parts: Mapping[str, Any]) -> str:
+    folders = (f"{component} in {part['folder']}/" for component, part in parts.items())
+    return f"{name:<14} {', '.join(folders)}".rstrip()
 
 
 def _method(described: Mapping[str, Any], as_json: bool) -> None:
