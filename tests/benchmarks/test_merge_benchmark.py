@@ -34,7 +34,8 @@ def test_the_benchmark_prints_a_line_for_each_row_and_keeps_its_figures(tmp_path
     assert [row["name"] for row in told["rows"]] == rows.split(",")
     for row, line in zip(told["rows"], lines, strict=True):
         assert line.startswith(f"| {row['title']} |")
-        assert row["figures"]["torch"]["value"] > 0, done.stderr
+        value = row["figures"]["torch"]["value"]  # of keys it is a difference of two times
+        assert value > 0 or (row["name"] == "keys" and value is not None), done.stderr
     assert all(run["peak"] > 0 for job in told["rows"][2]["jobs"] for run in job.get("runs", ()))
     assert "Small files" in done.stdout
     assert plot.read_text().startswith("<svg")

@@ -21,11 +21,6 @@ _LEAST = 256
 
 def _directions(delta: Tensor, *, method: str) -> Mapping[str, Tensor]:
     """The directions of the smaller side, those of the largest singular values last; none where there is no matrix."""
-    if method not in ("gram", "svd"):
-        raise RecipeError(
-            f"truncate_rank has the methods 'gram' and 'svd', but got {method!r}",
-            hint="truncate_rank_randomised is a merge method of its own",
-        )
     if delta.dim() < 2 or not delta.numel():
         return {}
     work = _lying(delta.flatten(1))
@@ -74,6 +69,11 @@ def truncate_rank(
     tensor([[3., 0.],
             [0., 0.]])
     """
+    if method not in ("gram", "svd"):
+        raise RecipeError(
+            f"truncate_rank has the methods 'gram' and 'svd', but got {method!r}",
+            hint="truncate_rank_randomised is a merge method of its own",
+        )
     kept = _kept(delta, rank, share)
     if kept is None or not prepared:
         return delta

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from remelt.recipe.method import Delta, Sums, merge_method
+from remelt.recipe.method import Same, Sums, merge_method
 
 
 def projection_products(a: Tensor, b: Tensor) -> Mapping[str, Tensor]:
@@ -23,12 +23,13 @@ def rejection(sums: Mapping[str, float]) -> Mapping[str, float]:
 
 
 @merge_method(cut="element", reductions=(projection_products,), conclusion=rejection)
-def perpendicular_component(a: Delta, b: Delta, *, sums: Sums) -> Delta:
+def perpendicular_component(a: Same, b: Same, *, sums: Sums) -> Same:
     """What ``b`` has beside the direction of ``a``.
 
     Formula: b - a (a . b) / (a . a), over the whole tensor; zero where ``a`` is zero.
 
-    Spaces: deltas give a delta: what one fine-tune learned that another did not.
+    Spaces: most useful between deltas: what one fine-tune learned that another did not. Of two weights it is little
+    more than their difference, and no model.
 
     Source: sd-mecha, perpendicular_component; the vector rejection of b from a.
 
