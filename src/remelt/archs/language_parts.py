@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from remelt.archs.model_parts import Narrow, Shapes, clip, conv, linear, norm, openclip, t5, vae
+from remelt.archs.model_parts import Narrow, Shapes, clip, clip_layers, conv, linear, norm, openclip, t5, vae
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,7 @@ def vision_tower(
     else:
         yield from conv(f"{root}embeddings.patch_embedding", width, 3, patch)
     yield f"{root}embeddings.position_embedding.weight", (positions, width)
-    for layer in range(layers):
-        name = f"{root}encoder.layers.{layer}"
-        for number in (1, 2):
-            yield from norm(f"{name}.layer_norm{number}", width)
-        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            yield from linear(f"{name}.self_attn.{projection}", width, width)
-        yield from linear(f"{name}.mlp.fc1", inner, width)
-        yield from linear(f"{name}.mlp.fc2", width, inner)
+    yield from clip_layers(root, layers, width, inner)
     yield from norm(f"{root}post_layernorm", width)
 
 

@@ -155,18 +155,23 @@ def vae_block(name: str, into: int, out: int) -> Shapes:
         yield from conv(f"{name}.nin_shortcut", out, into, 1)
 
 
-def clip(root: str, layers: int, width: int, vocabulary: int) -> Shapes:
-    """CLIP's text encoder as transformers names it."""
-    yield f"{root}embeddings.token_embedding.weight", (vocabulary, width)
-    yield f"{root}embeddings.position_embedding.weight", (77, width)
+def clip_layers(root: str, layers: int, width: int, inner: int) -> Shapes:
+    """The layers of CLIP's encoders of texts and images as transformers names them."""
     for layer in range(layers):
         name = f"{root}encoder.layers.{layer}"
         for number in (1, 2):
             yield from norm(f"{name}.layer_norm{number}", width)
         for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
             yield from linear(f"{name}.self_attn.{projection}", width, width)
-        yield from linear(f"{name}.mlp.fc1", 4 * width, width)
-        yield from linear(f"{name}.mlp.fc2", width, 4 * width)
+        yield from linear(f"{name}.mlp.fc1", inner, width)
+        yield from linear(f"{name}.mlp.fc2", width, inner)
+
+
+def clip(root: str, layers: int, width: int, vocabulary: int) -> Shapes:
+    """CLIP's text encoder as transformers names it."""
+    yield f"{root}embeddings.token_embedding.weight", (vocabulary, width)
+    yield f"{root}embeddings.position_embedding.weight", (77, width)
+    yield from clip_layers(root, layers, width, 4 * width)
     yield from norm(f"{root}final_layer_norm", width)
 
 

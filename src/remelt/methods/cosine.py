@@ -20,19 +20,22 @@ def products_of_columns(a: Tensor, b: Tensor) -> Mapping[str, Tensor]:
     return {"ab": (x * y).sum(0), "aa": (x * x).sum(0), "bb": (y * y).sum(0)}
 
 
-def bytes_of_columns(shape: tuple[int, ...]) -> int:
+def _bytes_of_columns(shape: tuple[int, ...]) -> int:
     """What these take for each of two operands."""
     return 3 * 8 * width_of_rows(shape, "column") // 2
 
 
-@merge_method(
-    cut="row",
-    vectors="column",
-    reductions=(products_of_columns,),
-    held=bytes_of_columns,
-    shortcuts=_AT_ALPHA_1,
-    workspace=4.0,
-)
+BY_COLUMN: dict[str, Any] = {
+    "cut": "row",
+    "vectors": "column",
+    "reductions": (products_of_columns,),
+    "held": _bytes_of_columns,
+    "workspace": 4.0,
+}
+"""What methods declare that ask for the products of columns."""
+
+
+@merge_method(**BY_COLUMN, shortcuts=_AT_ALPHA_1)
 def add_cosine_a(a: Weight, b: Weight, *, alpha: Mask = 1.0, sums: Sums) -> Weight:
     """Move ``a`` towards ``b``, less in columns that point the same way.
 
@@ -52,14 +55,7 @@ def add_cosine_a(a: Weight, b: Weight, *, alpha: Mask = 1.0, sums: Sums) -> Weig
     return _moved(a, b, alpha, _cosines(sums))
 
 
-@merge_method(
-    cut="row",
-    vectors="column",
-    reductions=(products_of_columns,),
-    held=bytes_of_columns,
-    shortcuts=_AT_ALPHA_1,
-    workspace=4.0,
-)
+@merge_method(**BY_COLUMN, shortcuts=_AT_ALPHA_1)
 def add_cosine_b(a: Weight, b: Weight, *, alpha: Mask = 1.0, sums: Sums) -> Weight:
     """Move ``a`` towards ``b``, less in columns that point the same way, and less where the tensors do.
 

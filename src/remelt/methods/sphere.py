@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remelt.methods.cosine import bytes_of_columns, products_of_columns
+from remelt.methods.cosine import BY_COLUMN
 from remelt.methods.gram import Floats, are_several, dots, fractions, matrix, mixed, mixture, norms_and_cosines
 from remelt.methods.spherical import dot_products
 from remelt.recipe.method import Integer, Number, Numbers, Same, Shortcut, Sums, merge_method
@@ -85,14 +85,7 @@ def nuslerp_rows(a: Same, b: Same, *, alpha: Number = 0.5) -> Same:
     return _along(a, b, alpha)
 
 
-@merge_method(
-    cut="row",
-    vectors="column",
-    reductions=(products_of_columns,),
-    held=bytes_of_columns,
-    shortcuts=_ENDS,
-    workspace=4.0,
-)
+@merge_method(**BY_COLUMN, shortcuts=_ENDS)
 def nuslerp_columns(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     """Interpolate each column with the shares of an arc of its own, norms as they come.
 
