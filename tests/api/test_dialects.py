@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import remelt as rm
@@ -345,7 +345,7 @@ def test_a_conversion_takes_the_memory_that_it_is_given(tmp_path: Path, write_mo
         (
             ("sd1", "--to", "comfy", "-o", "there"),
             2,
-            ("sd1 has no dialect named 'comfy'", "those of sd1: original, diffusers"),
+            ("sd1 has no dialect named 'comfy'", "those of sd1: original, diffusers, kohya"),
         ),
         (
             ("sd1", "--to", "diffusers", "-o", "there.safetensors"),
@@ -412,3 +412,18 @@ def test_what_a_layout_has_no_place_for_comes_from_the_first(tmp_path: Path, wri
     assert all(torch.equal(whole[key], value) for key, value in found.items())
     plan = rm.plan(rm.weighted_sum(models[0], folder, alpha=0.5))
     assert any("folder lacks 1 key" in warning and "taken from a" in warning for warning in plan.warnings)
+
+
+def test_a_single_file_is_converted_to_kohyas_names_and_back(here: Path, remelt: Remelt) -> None:
+    tensors = {key: torch.randn(info.shape).half() for key, info in sd1_shapes(32).items()}
+    save_file(tensors, "sd1.safetensors")
+    assert remelt("convert", "sd1", "--to", "kohya", "-o", "there.safetensors", "-q")[0] == 0
+    there = load_file("there.safetensors")
+    assert {"unet.conv_in.weight", "te.text_model.final_layer_norm.bias"} <= there.keys()
+    assert remelt("convert", "there", "--to", "original", "-o", "back.safetensors", "-q")[0] == 0
+    back = load_file("back.safetensors")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in tensors.items())
+    assert remelt("merge", "there", "sd1", "-m", "weighted_sum", "-o", "mix.safetensors", "-q")[0] == 0
+    assert load_file("mix.safetensors").keys() == there.keys()  # the first model's layout is one of single files, too
+    assert remelt("convert", "sd1", "--to", "diffusers", "-o", "x.safetensors")[0] == 2

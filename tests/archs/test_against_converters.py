@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn_models import drawn, pieced
 from torch import Tensor
 
 import remelt as rm
@@ -15,7 +16,6 @@ from remelt.archs.arch import find_arch
 from remelt.archs.dialects import Spelling, from_original, to_original
 from remelt.archs.shapes import flux_shapes, sd1_shapes, sd2_shapes, sd3_shapes, sdxl_refiner_shapes, sdxl_shapes
 from remelt.core.dtype import DType
-from remelt.core.pieces import Converted
 from remelt.core.tensor_info import TensorInfo
 
 single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
@@ -31,16 +31,6 @@ VAE_CONFIG = {"down_block_types": [""] * 4, "up_block_types": [""] * 4}
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, logger="diffusers")
-
-
-def drawn(shapes: Shapes, seed: int = 0) -> Tensors:
-    """Random tensors, half as precise as floats, so that none is equal to another."""
-    source = torch.Generator().manual_seed(seed)
-    types = {DType.I64: torch.int64, DType.I32: torch.int32}
-    return {
-        key: torch.randn(info.shape, generator=source).to(types.get(info.dtype, torch.bfloat16))
-        for key, info in shapes.items()
-    }
 
 
 def agree(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], folder: str) -> None:
@@ -180,14 +170,6 @@ def test_names_of_a_text_encoder_that_lack_a_word_are_known_too() -> None:
     ours, usual = rm.convert(short, to="diffusers"), rm.convert(tensors, to="diffusers")
     assert ours.keys() == usual.keys()
     assert all(torch.equal(ours[key], usual[key]) for key in usual)
-
-
-def pieced(made: Mapping[str, Converted], tensors: Mapping[str, Tensor]) -> Tensors:
-    """Tensors put together of rows, by torch."""
-    return {
-        key: torch.cat([tensors[piece.key][piece.start : piece.stop] for piece in one.pieces])
-        for key, one in made.items()
-    }
 
 
 @pytest.mark.parametrize("guidance", [True, False])

@@ -48,14 +48,14 @@ def written(folder: Path, text: str) -> Path:
 
 def test_the_named_archs_are_there() -> None:
     assert sorted(all_archs()) == sorted(Path(path).stem for path in ARCH_FILES)
-    assert len(all_archs()) >= 33
+    assert len(all_archs()) >= 39
     assert {arch.name for arch in all_archs().values()} == set(all_archs())
 
 
 @pytest.mark.parametrize("path", ARCH_FILES, ids=lambda path: path.stem)
 def test_a_file_is_named_after_its_arch_and_holds_no_table(path: Path) -> None:
     assert read_arch(path).name == path.stem
-    assert len(path.read_bytes()) < 4000
+    assert len(path.read_bytes()) < 5000
 
 
 def test_an_unknown_arch_gets_the_nearest_names() -> None:
@@ -166,6 +166,19 @@ def test_the_example_of_the_documentation_is_a_good_file(tmp_path: Path) -> None
     assert found.facts("blocks.3.attn.w").blocks == ("T03", "t3")
     assert found.facts("conv_in.weight").groups == ("BASE",)
     assert found.preset_names(13)[-1] == "T11"
+    assert layout(["old_toy.blocks.3.attn.w"], arch).facts("old_toy.blocks.3.attn.w").blocks == ("T03", "t3")
+    assert [dialect.folder or dialect.prefix for dialect in arch.components[0].dialects] == ["transformer", "unet."]
+
+
+@pytest.mark.parametrize(
+    "entries", ['usual = "a."\nfound = "b."', 'of = ["x."]', 'usual = "a."\nfound = "a."\nof = ["x."]']
+)
+def test_another_start_that_says_nothing_is_refused(tmp_path: Path, entries: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        read_arch(written(tmp_path, f"{GOOD}\n[[other_start]]\n{entries}"))
+    assert caught.value.message == (
+        "toy.toml: [[other_start]] 1: another start needs the parts that it is of, and another one than the usual"
+    )
 
 
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from drawn_models import name_of, variants_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remelt.archs.detect import Detection, detect
+from remelt.archs.arch import find_arch
+from remelt.archs.detect import detect
 from remelt.archs.shapes import (
     flux_shapes,
     sd1_shapes,
     sd2_shapes,
     sd3_shapes,
     sdxl_shapes,
+    shapes_of,
     without_prefix,
 )
 from remelt.core.dtype import DType
@@ -23,14 +26,6 @@ from remelt.core.tensor_info import TensorInfo
 UNET = "model.diffusion_model."
 Tensors = dict[str, TensorInfo]
 MODELS = [("sd1", sd1_shapes), ("sd2", sd2_shapes), ("sdxl", sdxl_shapes), ("sd3", sd3_shapes), ("flux", flux_shapes)]
-
-
-def name_of(found: Detection) -> str | None:
-    return None if found.arch is None else found.arch.name
-
-
-def variants_of(found: Detection) -> list[str]:
-    return [variant.name for variant in found.variants]
 
 
 def tensors(**shapes: tuple[int, ...]) -> Tensors:
@@ -120,6 +115,21 @@ def test_what_is_said_of_a_file_of_no_known_arch(made: Tensors, evidence: str) -
     assert found.arch is None
     assert found.problem is None
     assert found.evidence.startswith(evidence)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("sd1", 3), ("sd2", 3), ("sdxl_refiner", 3), ("flux", 5), ("hunyuan_video", 4), ("vae", 1), ("open_clip_g", 1)],
+)
+def test_the_nearest_miss_is_the_arch_that_shares_most_keys(name: str, count: int) -> None:
+    arch, shapes = find_arch(name), shapes_of(name)
+    assert shapes is not None
+    lacking = [sign.key for sign in arch.recognise[0] if sign.shape is not None][:count]
+    held = {key: info for key, info in shapes.items() if arch.canonical(key) not in lacking}
+    assert len(held) == len(shapes) - count
+    found = detect(held)
+    assert (found.arch, found.near[0]) == (None, name)
+    assert found.evidence.startswith(f"no known arch: nearest is {name}, but {lacking[0]} is not there")
 
 
 def test_a_model_wider_than_the_arch_is_another_one() -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from drawn_models import name_of, variants_of
 
 from remelt.archs.arch import find_arch
-from remelt.archs.detect import Detection, detect
+from remelt.archs.detect import detect
 from remelt.archs.dialects import Conversion, Spelling, from_original
 from remelt.archs.facts import layout
 from remelt.archs.image_parts import IMAGE_MODELS, ROOT
@@ -32,14 +33,6 @@ def whole(name: str, divisor: int = 1) -> Tensors:
 
 def infos(made: Conversion) -> Tensors:
     return {key: one.info for key, one in made.tensors.items()}
-
-
-def name_of(found: Detection) -> str | None:
-    return None if found.arch is None else found.arch.name
-
-
-def variants_of(found: Detection) -> list[str]:
-    return [one.name for one in found.variants]
 
 
 @pytest.mark.parametrize("divisor", [1, 4, 64])

@@ -96,6 +96,27 @@ def test_kernels_halves_and_transposed_tensors() -> None:
     assert [len(one.pieces) for one in of_six.values()] == [1, 1]
 
 
+@pytest.mark.parametrize(("operation", "ones"), [("kernel", (1, 1)), ("volume", (1, 1, 1))])
+def test_a_kernel_has_as_many_dimensions_as_the_rule_says(operation: str, ones: tuple[int, ...]) -> None:
+    found = rules(("q.", f"{operation}(to_q.)"))
+    made, _ = found.to_other({"q.weight": info(4, 3, *ones), "q.bias": info(4)})
+    assert [one.info.shape for one in made.values()] == [(4, 3), (4,)]
+    back, _ = found.to_original({key: one.info for key, one in made.items()})
+    assert [one.info.shape for one in back.values()] == [(4, 3, *ones), (4,)]
+    wider, _ = found.to_other({"q.weight": info(4, 3, *(3 for _ in ones))})
+    assert wider["to_q.weight"].info.shape == (4, 3, *(3 for _ in ones))
+
+
+def test_a_map_may_be_read_below_a_name() -> None:
+    whole, below = key_map("open_clip"), key_map("open_clip", "model.")
+    assert [below.names(key) for key in ("ln_final.bias", "transformer.resblocks.3.ln_1.weight")] == [
+        whole.names(f"model.{key}") for key in ("ln_final.bias", "transformer.resblocks.3.ln_1.weight")
+    ]
+    assert below.original("text_model.final_layer_norm.bias") == "ln_final.bias"
+    assert below.names("model.ln_final.bias") == ()
+    assert key_map("open_clip", "elsewhere.").rules == ()
+
+
 def test_a_linear_map_that_is_one_in_both_stays_as_it_is() -> None:
     made, _ = rules(("q.", "kernel(to_q.)")).to_other({"q.weight": info(4, 3)})
     assert made["to_q.weight"].info.shape == (4, 3)
@@ -133,7 +154,7 @@ def test_rows_that_cannot_be_divided_are_refused(parts: list[str], shape: tuple[
     [
         (("a.<resnet>", "b."), "'a.<resnet>' and 'b.' end in the same <name>"),
         (("a.{2x}.", "b.{2x}."), r"\{2x\} is no sum of numbers and letters"),
-        (("a.", "rotated(b.)"), "rotated is none of kernel, halves, final, transposed"),
+        (("a.", "rotated(b.)"), "rotated is none of kernel, volume, halves, final, transposed"),
     ],
 )
 def test_wrong_rules_are_told(pair: tuple[str, str], message: str) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_models import infos, name_of, variants_of
 from safetensors import safe_open
 
 import remelt as rm
-from remelt.archs.detect import Detection, detect
+from remelt.archs.detect import detect
 from remelt.archs.facts import layout
 from remelt.archs.language_parts import (
     DEEPSEEK_V3,
@@ -31,7 +32,6 @@ from remelt.archs.language_parts import (
     llava,
 )
 from remelt.archs.shapes import other_shapes
-from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import CheckError
 
@@ -93,18 +93,6 @@ def written(folder: Path, model_class: Any, config: Any) -> Shapes:
 
 def with_head(size: Decoder, **options: Any) -> Shapes:
     return {**dict(decoder("model.", size, **options)), **dict(head("lm_head", size))}
-
-
-def infos(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
-    return {key: TensorInfo(DType.BF16, shape) for key, shape in shapes.items()}
-
-
-def name_of(found: Detection) -> str | None:
-    return None if found.arch is None else found.arch.name
-
-
-def variants_of(found: Detection) -> list[str]:
-    return [variant.name for variant in found.variants]
 
 
 def text(name: str, size: Decoder = SMALL, **more: object) -> tuple[Any, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from drawn_models import infos, name_of
 
 from remelt.archs.arch import find_arch, read_arch
-from remelt.archs.detect import Detection, detect
+from remelt.archs.detect import detect
 from remelt.archs.facts import layout
 from remelt.archs.language_parts import LANGUAGE_MODELS, Decoder, Experts, deepseek
 from remelt.archs.shapes import llama_shapes, other_shapes, shapes_of
@@ -19,14 +20,6 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import OptionError
 
 Infos = Mapping[str, TensorInfo]
-
-
-def infos(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
-    return {key: TensorInfo(DType.BF16, shape) for key, shape in shapes.items()}
-
-
-def name_of(found: Detection) -> str | None:
-    return None if found.arch is None else found.arch.name
 
 
 @pytest.mark.parametrize("divisor", [1, 4, 64])

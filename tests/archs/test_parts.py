@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from drawn_models import drawn, infos, name_of, variants_of
 from safetensors import safe_open
 from torch import Tensor
 
 import remelt as rm
 from remelt.archs.arch import all_archs, find_arch
-from remelt.archs.detect import Detection, detect
+from remelt.archs.detect import detect
 from remelt.archs.facts import layout
 from remelt.archs.language_parts import PARTS, vit
-from remelt.archs.model_parts import Shapes as Pairs
 from remelt.archs.model_parts import clip, openclip, vae
 from remelt.archs.shapes import flux_shapes, other_shapes, sd1_shapes, sd3_shapes, sdxl_shapes, without_prefix
-from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 
 transformers = pytest.importorskip("transformers")
@@ -36,23 +34,6 @@ VAE_CONFIG = {"down_block_types": [""] * 4, "up_block_types": [""] * 4}
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, logger="diffusers")
-
-
-def infos(shapes: Mapping[str, tuple[int, ...]] | Pairs) -> Infos:
-    return {key: TensorInfo(DType.BF16, shape) for key, shape in dict(shapes).items()}
-
-
-def drawn(shapes: Mapping[str, TensorInfo], seed: int = 0) -> Tensors:
-    source = torch.Generator().manual_seed(seed)
-    return {key: torch.randn(info.shape, generator=source).bfloat16() for key, info in shapes.items()}
-
-
-def name_of(found: Detection) -> str | None:
-    return None if found.arch is None else found.arch.name
-
-
-def variants_of(found: Detection) -> list[str]:
-    return [variant.name for variant in found.variants]
 
 
 def clip_config(layers: int, width: int, vocabulary: int = 49408) -> Any:

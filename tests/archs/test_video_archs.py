@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_models import drawn, infos, name_of, pieced, variants_of
 from torch import Tensor
 
 import remelt as rm
 from remelt.archs.arch import find_arch
-from remelt.archs.detect import Detection, detect
+from remelt.archs.detect import detect
 from remelt.archs.dialects import Spelling, from_original, to_original
 from remelt.archs.facts import layout
-from remelt.archs.model_parts import Shapes as Pairs
 from remelt.archs.shapes import other_shapes, without_prefix
 from remelt.archs.video_parts import VIDEO_MODELS, hunyuan_video, ltx, ltx2, wan
 from remelt.core.dtype import DType
-from remelt.core.pieces import Converted
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import CheckError
 
@@ -40,23 +39,6 @@ CONVERTERS: dict[str, Callable[[Tensors], Tensors]] = {
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, logger="diffusers")
-
-
-def infos(pairs: Pairs) -> Infos:
-    return {key: TensorInfo(DType.BF16, shape) for key, shape in pairs}
-
-
-def drawn(shapes: Mapping[str, TensorInfo], seed: int = 0) -> Tensors:
-    source = torch.Generator().manual_seed(seed)
-    return {key: torch.randn(info.shape, generator=source).bfloat16() for key, info in shapes.items()}
-
-
-def name_of(found: Detection) -> str | None:
-    return None if found.arch is None else found.arch.name
-
-
-def variants_of(found: Detection) -> list[str]:
-    return [variant.name for variant in found.variants]
 
 
 def wan_of(
@@ -238,14 +220,6 @@ def test_a_model_is_converted_as_diffusers_does_it_and_back_to_its_bits(name: st
         back = rm.convert(there, to="original")
         assert back.keys() == expected.keys()
         assert [key for key, tensor in back.items() if not torch.equal(tensor, expected[key])] == []
-
-
-def pieced(made: Mapping[str, Converted], tensors: Mapping[str, Tensor]) -> Tensors:
-    """Tensors put together of rows, by torch."""
-    return {
-        key: torch.cat([tensors[piece.key][piece.start : piece.stop] for piece in one.pieces])
-        for key, one in made.items()
-    }
 
 
 @pytest.mark.parametrize(("single", "guidance"), [(2, True), (1, False)])

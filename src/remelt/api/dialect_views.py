@@ -17,6 +17,7 @@ from remelt.archs.dialects import (
     dialects_of,
     from_original,
     is_left_out,
+    is_of_folders,
     original_key,
     spelling_alone,
     to_original,
@@ -38,15 +39,16 @@ def wanted_dialect(asked: str | None, outputs: Sequence[Path | None], first: Inp
     Raises `OptionError` where a single file is asked for in a dialect of folders.
     """
     files = [path for path in outputs if path is not None and path.suffix == SUFFIX]
-    spelling = first.detection.spelling
-    if not files or first.detection.arch is None or spelling.alone:
+    arch, spelling = first.detection.arch, first.detection.spelling
+    if not files or arch is None or spelling.alone:
         return asked
-    if asked not in (None, ORIGINAL):
+    if asked is not None and is_of_folders(arch, asked):
         raise OptionError(
             f"a model in {asked}'s layout is a folder, but the output is the file {files[0].name}",
             hint=f"-o {files[0].stem}/",
         )
-    return ORIGINAL if spelling.dialect != ORIGINAL and len(files) == len(outputs) else asked
+    folders = is_of_folders(arch, spelling.dialect)
+    return ORIGINAL if asked is None and folders and len(files) == len(outputs) else asked
 
 
 def in_one_spelling(

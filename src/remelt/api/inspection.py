@@ -119,7 +119,7 @@ def describe_arch(name: str) -> dict[str, Any]:
         "tied": [list(names) for names in arch.tied],
         "dialects": {
             dialect: {
-                component.name: {"folder": one.folder, "left_out": list(one.left_out)}
+                component.name: {"folder": one.folder, "prefix": one.prefix, "left_out": list(one.left_out)}
                 for component in arch.components
                 for one in component.dialects
                 if one.dialect == dialect

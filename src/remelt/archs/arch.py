@@ -20,13 +20,17 @@ from remelt.errors import OptionError
 class ComponentDialect:
     """Another layout of a component: the ``dialect``, the folder that holds it there, and the ``key_map`` by name.
 
-    ``left_out`` are globs over the component's keys, without prefix, for which that layout has no place.
+    A layout of single files has a ``prefix`` of keys instead of a folder. ``left_out`` are globs over the component's
+    keys, without prefix, for which that layout has no place. ``below`` is what originals begin with in the map where
+    the component lacks it.
     """
 
     dialect: str
     folder: str
     key_map: str
     left_out: tuple[str, ...]
+    prefix: str = ""
+    below: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ class Arch:
     """Whether it is a part of models of other archs, such as a VAE, which may stand beside them in a recipe."""
     tied: tuple[tuple[str, ...], ...] = ()
     """Keys that are one tensor in the model: where a file has several of a row, they hold the same numbers."""
+    other_starts: tuple[tuple[str, str], ...] = ()
+    """What keys of some files begin with, and what they usually begin with."""
     modelspec: Mapping[str, str] = field(default_factory=dict)
     """What user interfaces are told of a model of this arch, by the names of the ModelSpec standard."""
 
@@ -170,12 +176,21 @@ class Arch:
 
     def canonical(self, key: str) -> str:
         """The key as a whole checkpoint spells it: files that hold one component alone may leave out its prefix."""
+        key = self.usual(key)
         if key.startswith(self.prefixes):
             return key
         for component in self.components:
             if component.bare and key.startswith(component.bare):
                 return component.prefixes[0] + key
         return key
+
+    def usual(self, key: str) -> str:
+        """The key with the beginning that it usually has."""
+        return next((usual + key[len(start) :] for start, usual in self.other_starts if key.startswith(start)), key)
+
+    def others(self, key: str) -> Iterator[str]:
+        """The names that some files have for a canonical key."""
+        return (start + key[len(usual) :] for start, usual in self.other_starts if key.startswith(usual))
 
     def component_of(self, key: str) -> tuple[Component, str] | None:
         """The component of a canonical key, and the rest of the key after the prefix."""
@@ -255,6 +270,7 @@ def read_arch(path: Path) -> Arch:
         shadow=next((Shadow(entry.text("prefix"), entry.texts("of")) for entry in table.tables("shadow")), None),
         part=table.flag("part"),
         tied=tuple(table.lists("tied")),
+        other_starts=tuple(pair for entry in table.tables("other_start") for pair in _other_starts(entry)),
         modelspec=dict(table.table("modelspec").pairs_of_text()),
     )
     table.refuse_unknown()
@@ -273,14 +289,28 @@ def _component(entry: Table) -> Component:
         entry.texts("aliases"),
         entry.texts("prefixes"),
         entry.texts("bare"),
-        tuple(
-            ComponentDialect(one.text("name"), one.text("folder"), one.text("map"), one.texts("left_out"))
-            for one in entry.tables("dialect")
-        ),
+        tuple(map(_dialect, entry.tables("dialect"))),
     )
     if not component.prefixes:
         raise entry.error("a component needs at least one prefix")
     return component
+
+
+def _other_starts(entry: Table) -> Iterator[tuple[str, str]]:
+    """What each of the parts ``of`` something begins with in some files, and what it usually begins with."""
+    found, usual, parts = entry.text_or_nothing("found"), entry.text_or_nothing("usual"), entry.texts("of")
+    if not parts or found == usual:
+        raise entry.error("another start needs the parts that it is of, and another one than the usual")
+    return ((found + part, usual + part) for part in parts)
+
+
+def _dialect(entry: Table) -> ComponentDialect:
+    folder, prefix = entry.text_or_nothing("folder"), entry.text_or_nothing("prefix")
+    if bool(folder) == bool(prefix):
+        raise entry.error("a dialect needs a folder, or a prefix of keys in single files")
+    return ComponentDialect(
+        entry.text("name"), folder, entry.text("map"), entry.texts("left_out"), prefix, entry.text_or_nothing("below")
+    )
 
 
 def _block(entry: Table) -> BlockName:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from remelt.archs.arch import Arch, Sign, Variant, all_archs
-from remelt.archs.dialects import IN_FULL, ORIGINAL, Spelling, find_spelled, spellings_of
+from remelt.archs.dialects import IN_FULL, ORIGINAL, Spelling, find_spelled, original_key, spellings_of
 from remelt.core.tensor_info import TensorInfo
 
 _ADAPTER_MARK = re.compile(r"\.lora_(?:up|down|A|B)\.|\.(?:lokr_w|hada_w|oft_)")
 _VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _VAE_PREFIXES = ("first_stage_model.", "vae.")
+_ASKED = 500
+"""How many keys of a file of no known arch are held against the archs that came close."""
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,34 @@ def detect(tensors: Mapping[str, TensorInfo]) -> Detection:
         names = [trial.arch.name for trial in matching]
         evidence = "; ".join(f"{trial.arch.name}: {trial.holds[0]}" for trial in matching)
         return Detection(None, evidence, f"it looks like {' and like '.join(names)} at once", tuple(names))
-    near = sorted((trial for trial in trials if trial.seen), key=lambda trial: (-trial.seen, len(trial.fails)))
+    near = sorted(
+        (trial for trial in trials if trial.seen),
+        key=lambda trial: (-_shared(trial, tensors), -trial.seen, len(trial.fails)),
+    )
     return Detection(None, _miss(tensors, near), near=tuple(dict.fromkeys(trial.arch.name for trial in near)))
 
 
 def _trials(tensors: Mapping[str, TensorInfo]) -> Iterator[_Trial]:
-    """Every alternative of every arch in the spellings of which its first sign is there, other dialects last."""
+    """Every alternative of every arch in the spellings in which its first sign is there, other dialects last."""
     matched = False
     for original in (True, False):
         for arch in () if matched else all_archs().values():
             spellings = [one for one in spellings_of(arch) if (one.dialect == ORIGINAL) is original]
             for signs in arch.recognise:
-                first = next(sign.key for sign in signs if sign.shape is not None)
-                found = [one for one in spellings if find_spelled(arch, one, tensors, first) is not None]
+                asked = [sign.key for sign in signs if sign.shape is not None]
+                found = [one for one in spellings if find_spelled(arch, one, tensors, asked[0]) is not None]
+                if original and not found:  # no match, but perhaps a near miss
+                    found = [one for one in spellings if any(find_spelled(arch, one, tensors, key) for key in asked)]
                 for spelling in found or spellings[:original]:
                     trial = _try(arch, signs, tensors, spelling)
                     matched |= not trial.fails
                     yield trial
+
+
+def _shared(trial: _Trial, keys: Collection[str]) -> int:
+    """How many of a file's keys are in blocks of an arch, spelled so; of very many, some speak for all."""
+    asked = itertools.islice(keys, 0, None, -(-len(keys) // _ASKED))
+    return sum(bool(trial.arch.block_of(original_key(trial.arch, trial.spelling, key))) for key in asked)
 
 
 def _miss(tensors: Mapping[str, TensorInfo], near: list[_Trial]) -> str:

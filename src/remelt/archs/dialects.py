@@ -49,19 +49,25 @@ def dialects_of(arch: Arch) -> tuple[str, ...]:
     return (ORIGINAL, *others)
 
 
+def is_of_folders(arch: Arch, dialect: str) -> bool:
+    """Whether a model in that layout is a folder of components, and no single file."""
+    return any(one.folder for part in arch.components for one in part.dialects if one.dialect == dialect)
+
+
 def spellings_of(arch: Arch) -> Iterator[Spelling]:
     """Every way in which a file of an arch may spell its keys, the original dialect first."""
     for dialect in dialects_of(arch):
         yield Spelling(dialect)
         for component in arch.components:
-            if component.bare and (dialect == ORIGINAL or any(one.dialect == dialect for one in component.dialects)):
+            folders = [one.folder for one in component.dialects if one.dialect == dialect]
+            if component.bare and (dialect == ORIGINAL or any(folders)):  # a prefix of keys stays on a part alone
                 yield Spelling(dialect, component.name)
 
 
 def find_spelled(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo], key: str) -> TensorInfo | None:
     """The tensor of an original key, with the type and shape that it would have there; None where it is not there."""
     if spelling == IN_FULL:
-        return tensors.get(key)
+        return tensors.get(key) or next((tensors[name] for name in arch.others(key) if name in tensors), None)
     for component, rest in _places(arch, key):
         if spelling.alone not in ("", component.name):
             continue
@@ -69,12 +75,12 @@ def find_spelled(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInf
             return tensors.get(rest) if rest.startswith(component.bare) else None
         for part in component.dialects:
             if part.dialect == spelling.dialect:
-                return _spelled(part, "" if spelling.alone else f"{part.folder}/", tensors, rest)
+                return _spelled(part, _start(part, spelling), tensors, rest)
     return None
 
 
 def _spelled(part: ComponentDialect, start: str, tensors: Mapping[str, TensorInfo], rest: str) -> TensorInfo | None:
-    known = key_map(part.key_map)
+    known = key_map(part.key_map, part.below)
     present: dict[str, TensorInfo] = {}
     for names in known.spellings(rest):
         name = next((name for name in names if start + name in tensors), None)
@@ -120,7 +126,7 @@ def original_key(arch: Arch, spelling: Spelling, key: str) -> str:
 def usual_key(arch: Arch, spelling: Spelling, key: str) -> str:
     """The name that is written for a key, of those that are read for it; the key itself where no rule knows it."""
     if spelling.dialect == ORIGINAL:
-        return key
+        return arch.usual(key)
     for _, _, known, start in _parts(arch, spelling):
         found = known.usual(key[len(start) :]) if _is_inside(key, start) else None
         if found is not None:
@@ -147,6 +153,20 @@ def to_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo
 
 def from_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo]) -> Conversion:
     """The tensors of the original dialect in another spelling; `FormatError` where one cannot be divided."""
+    given = {arch.usual(key): key for key in tensors}
+    if len(given) < len(tensors):
+        first = next(key for key in tensors if given[arch.usual(key)] != key)
+        raise FormatError(f"{first} and {given[arch.usual(first)]} are two names for one tensor")
+    found = _from_usual(arch, spelling, {name: tensors[key] for name, key in given.items()})
+    return Conversion(
+        {name: _of_given(converted, given) for name, converted in found.tensors.items()},
+        [given[key] for key in found.left_out],
+        [given[key] for key in found.unknown],
+    )
+
+
+def _from_usual(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo]) -> Conversion:
+    """The same, of keys with their usual names."""
     result = Conversion()
     if spelling.dialect == ORIGINAL:
         for key, info in tensors.items():
@@ -216,7 +236,12 @@ def _parts(arch: Arch, spelling: Spelling) -> Iterator[tuple[Component, Componen
     for component in arch.components:
         for part in component.dialects:
             if part.dialect == spelling.dialect and spelling.alone in ("", component.name):
-                yield component, part, key_map(part.key_map), "" if spelling.alone else f"{part.folder}/"
+                yield component, part, key_map(part.key_map, part.below), _start(part, spelling)
+
+
+def _start(part: ComponentDialect, spelling: Spelling) -> str:
+    """What the keys of a component begin with: a prefix stays where a file holds the component alone."""
+    return part.prefix or ("" if spelling.alone else f"{part.folder}/")
 
 
 def _is_inside(key: str, start: str) -> bool:
@@ -225,6 +250,12 @@ def _is_inside(key: str, start: str) -> bool:
 
 def _as_it_is(key: str, info: TensorInfo) -> Converted:
     return Converted(info, (Piece(key, 0, info.shape[0] if info.shape else 1),))
+
+
+def _of_given(converted: Converted, given: Mapping[str, str]) -> Converted:
+    """The same, of keys with the names that the file has for them."""
+    pieces = tuple(Piece(given[piece.key], piece.start, piece.stop) for piece in converted.pieces)
+    return Converted(converted.info, pieces, converted.transposed)
 
 
 def _from(converted: Converted, start: str) -> Converted:

@@ -2,7 +2,7 @@
 
 A rule pairs the name of a module (or of a tensor) in the original layout with its name, or the names of its parts, in
 the other one. All that a rule may do to a tensor is to take rows of it, or put those of several one after another; to
-leave out or add the two dimensions of a 1x1 kernel; or to transpose it.
+leave out or add the dimensions of a 1x1 kernel; or to transpose it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _WHOLE_NUMBER = re.compile(r"(?<![A-Za-z_0-9])(?:0|[1-9][0-9]{0,8})(?![A-Za-z_0-
 _PLACE = re.compile(rf"\{{([a-z])\}}|{_WHOLE_NUMBER.pattern}")
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _TERM = re.compile(r"([+-]?)(?:(?:(\d+)\*)?([a-z])|(\d+))")
-_OPERATIONS = ("", "kernel", "halves", "final", "transposed")
+_KERNELS = {"kernel": (1, 1), "volume": (1, 1, 1)}
+_OPERATIONS = ("", *_KERNELS, "halves", "final", "transposed")
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Rule:
     ``parts`` has several names where its rows are divided, each with the names that are read for it beside the first,
     which is written. ``shares`` tells of each part how many rows it has: ``c`` as many as the weight has columns, ``=``
     an equal share of the rest. ``operation`` is ``kernel`` where a linear map is a 1x1 convolution in the original,
-    ``halves`` where its two halves are exchanged, ``final`` where they are if there are but two (as many rows as twice
-    its columns), ``transposed`` where rows are columns. Names may hold numbers as
-    ``{i}``; what ends in a dot is a module.
+    ``volume`` where it is one of 1x1x1, ``halves`` where its two halves are exchanged, ``final`` where they are if
+    there are but two (as many rows as twice its columns), ``transposed`` where rows are columns. Names may hold numbers
+    as ``{i}``; what ends in a dot is a module.
     """
 
     original: str
@@ -220,10 +221,10 @@ def _changed(
     shape, rows = info.shape, info.shape[0] if info.shape else 1
     pieces: tuple[Piece, ...] = (Piece(key, 0, rows),)
     transposed = False
-    if operation == "kernel" and len(shape) > 1:
-        shape = shape[:2] if other else (*shape[:2], 1, 1)
-        if len(info.shape) != (4 if other else 2) or (other and info.shape[2:] != (1, 1)):
-            shape = info.shape  # a model that has it in the same form in both layouts
+    if operation in _KERNELS:  # a model may have it in the same form in both layouts
+        ones = _KERNELS[operation]
+        if info.shape[2:] == (ones if other else ()) and len(shape) > 1:
+            shape = shape[:2] if other else (*shape, *ones)
     elif operation == "halves" or (operation == "final" and rows == 2 * _columns(key, info, tensors)):
         if rows % 2:
             raise FormatError(f"{key} is {list(shape)}, which has no two halves")

@@ -32,6 +32,10 @@ class Table:
             )
         return value
 
+    def text_or_nothing(self, name: str) -> str:
+        """A text, empty where there is none."""
+        return "" if self._value(name) is None else self.text(name)
+
     def flag(self, name: str) -> bool:
         """Whether something is so; not, where nothing is said."""
         value = self._value(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 
+from remelt.archs.autoencoder_parts import AUTOENCODERS
 from remelt.archs.image_parts import IMAGE_MODELS
 from remelt.archs.language_parts import LANGUAGE_MODELS, PARTS
 from remelt.archs.model_parts import Narrow, clip, flux, llama, mmdit, openclip, t5, unet, vae
@@ -149,7 +150,7 @@ def other_shapes(arch: str, width_divisor: int = 1, *, dtype: DType = DType.BF16
     return _infos(dtype, _OTHERS[arch](Narrow(width_divisor)))
 
 
-_OTHERS = {**LANGUAGE_MODELS, **VIDEO_MODELS, **PARTS}
+_OTHERS = {**LANGUAGE_MODELS, **VIDEO_MODELS, **AUTOENCODERS, **PARTS}
 
 
 def shapes_of(arch: str) -> dict[str, TensorInfo] | None:

@@ -14,7 +14,7 @@ from remelt.core.units import format_seconds
 
 @click.command("convert")
 @click.argument("model", metavar="MODEL")
-@click.option("--to", "dialect", required=True, metavar="DIALECT", help="original, or diffusers.")
+@click.option("--to", "dialect", required=True, metavar="DIALECT", help="original, diffusers or kohya.")
 @click.option("-o", "--output", required=True, metavar="PATH", help="The file or folder to write.")
 @click.option("--like", metavar="FOLDER", help="Take configurations and tokenizers from this model's folder.")
 @click.option("--dtype", metavar="TYPE", help="Element type of the output; by default each tensor keeps its own.")

@@ -97,8 +97,11 @@ def _told(what: str, lines: Iterable[str]) -> None:
 
 
 def _dialect(name: str, parts: Mapping[str, Any]) -> str:
-    folders = (f"{component} in {part['folder']}/" for component, part in parts.items())
-    return f"{name:<14} {', '.join(folders)}".rstrip()
+    places = (
+        f"{component} in {part['folder']}/" if part["folder"] else f"{component} below {part['prefix']}"
+        for component, part in parts.items()
+    )
+    return f"{name:<14} {', '.join(places)}".rstrip()
 
 
 def _method(described: Mapping[str, Any], as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 from remelt.archs.key_map import KeyMap, Rule, rules_of
@@ -13,9 +14,15 @@ _FOLDER = Path(__file__).parent
 
 
 @functools.cache
-def key_map(name: str) -> KeyMap:
-    """The key map of that name; `OptionError` where there is none, or its file is wrong."""
-    return KeyMap(_rules(name))
+def key_map(name: str, below: str = "") -> KeyMap:
+    """The key map of that name; `OptionError` where there is none, or its file is wrong.
+
+    Of originals that begin with ``below``, it has what follows; it has no others.
+    """
+    rules = _rules(name)
+    return KeyMap(
+        replace(rule, original=rule.original[len(below) :]) for rule in rules if rule.original.startswith(below)
+    )
 
 
 def _rules(name: str) -> list[Rule]:
