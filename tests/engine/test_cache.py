@@ -133,6 +133,53 @@ def test_what_a_method_prepares_is_kept(models: list[Any]) -> None:
     assert len(CALLS) == 5 * len(SIZES)
 
 
+@pytest.mark.parametrize(("k", "share"), [([0.2, 0.5], 0.55), (0.2, 0.55)])
+def test_counts_over_the_whole_model_are_found_once(models: list[Any], k: Any, share: float) -> None:
+    a, b, c = models
+    cache = rm.Cache()
+
+    def recipe(scaling: float, k: Any = k) -> Any:
+        return a + scaling * rm.ties(b - a, c - a, k=k, trim="model")
+
+    _, first = read(recipe(0.3), cache=cache)
+    for scaling in (0.3, 0.7):
+        found, again = read(recipe(scaling), cache=cache)
+        due, _ = read(recipe(scaling))
+        assert all(torch.equal(found[key], due[key]) for key in SIZES)
+        assert again <= share * first  # one pass, no longer three
+    for other in (recipe(0.3, 0.1), a + rm.ties(c - a, b - a, k=k, trim="model"), recipe(0.3, [0.5, 0.2])):
+        found, _ = read(other, cache=cache)
+        due, _ = read(other)
+        assert all(torch.equal(found[key], due[key]) for key in SIZES)
+
+
+def test_rotations_and_low_ranks_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c = ({"w": torch.randn(48, 40), "v": torch.randn(24, 64)} for _ in range(3))
+    calls: list[str] = []
+    for name in ("eigh", "svd", "qr"):
+        real = getattr(torch.linalg, name)
+        monkeypatch.setattr(
+            torch.linalg, name, lambda *args, name=name, real=real, **more: (calls.append(name), real(*args, **more))[1]
+        )
+    base, tuned = rm.model(a), rm.model(b)
+    others = (tuned - base, rm.model(c) - base)
+    for recipe in (
+        lambda x: METHODS["rotate"](base, tuned, alignment=x, alpha=x / 2),
+        lambda x: base + x * METHODS["truncate_kronecker"](others[0], ratio=0.4),
+        lambda x: base + x * METHODS["truncate_rank_randomised"](others[1], rank=3),
+        lambda x: base + METHODS["truncate_rank"](others[1], rank=round(10 * x)),
+    ):
+        cache = rm.Cache()
+        rm.merge(recipe(0.3), cache=cache, threads=1)
+        assert calls
+        calls.clear()
+        found = rm.merge(recipe(0.8), cache=cache, threads=1)
+        assert not calls
+        due = rm.merge(recipe(0.8), threads=1)
+        assert all(torch.equal(found[key], due[key]) for key in a)
+        calls.clear()
+
+
 def test_what_was_not_used_for_longest_goes_first() -> None:
     cache = rm.Cache(10_000)
     for name in (b"a", b"b", b"c"):

@@ -63,6 +63,37 @@ def test_keys_that_are_not_finite_are_left_to_an_option() -> None:
     assert bool(found["a"].isfinite().all())
 
 
+def test_a_tensor_that_is_not_finite_is_that_of_another_model() -> None:
+    a = {"small": torch.ones(3), "large": torch.ones(300_000), "kernel": torch.ones(2, 3, 3, 3), "sound": torch.ones(5)}
+    b = {key: torch.full_like(value, 2.0) for key, value in a.items()}
+    a["small"][1], a["large"][299_999], a["kernel"][0, 0, 0, 0] = math.nan, math.inf, -math.inf
+    for given in (a, {key: value.half() for key, value in a.items()}):
+        found = rm.merge(METHODS["omit_non_finite"](rm.model(given), rm.model(b)), dtype="fp32")
+        assert {key: set(value.flatten().tolist()) for key, value in found.items()} == {
+            **{key: {2.0} for key in ("small", "large", "kernel")},
+            "sound": {1.0},
+        }
+
+
+def test_what_another_step_reads_is_refused_though_one_mends_it() -> None:
+    broken, sound = {"w": torch.tensor([math.nan, 1.0])}, {"w": torch.tensor([1.0, 1.0])}
+    mend = METHODS["omit_non_finite"]
+    assert rm.merge(mend(rm.weighted_sum(rm.model(broken), rm.model(sound)), rm.model(sound)))["w"].tolist() == [1, 1]
+    with pytest.raises(NonFiniteError, match="NaN or infinity in 1 tensor: w"):
+        rm.merge(rm.weighted_sum(mend(rm.model(broken), rm.model(sound)), rm.model(broken)))
+    with pytest.raises(NonFiniteError):
+        rm.merge(mend(rm.model(sound), rm.model(broken)))
+    large = {"w": torch.tensor([3e38, 1.0])}
+    with pytest.raises(NonFiniteError, match="w overflows"):  # nor does what is computed within help
+        rm.merge(mend(rm.model(broken), 3.0 * rm.model(large) - 2.0 * mend(rm.model(broken), rm.model(sound))))
+
+
+class TestOmitNonFinite(MethodConformance):
+    @pytest.fixture
+    def method(self) -> Any:
+        return METHODS["omit_non_finite"]
+
+
 class TestStack(MethodConformance):
     @pytest.fixture
     def method(self) -> Any:

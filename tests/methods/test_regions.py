@@ -13,6 +13,7 @@ from torch import Tensor
 
 import remelt as rm
 from remelt.core.random import Random
+from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.testing import MethodConformance
 
@@ -74,6 +75,27 @@ def test_regions_of_whole_rows_are_those_of_supermerger(alpha: float, beta: floa
         assert torch.equal(tensor_sum.on(a, b, width=alpha, offset=beta), by_supermerger(a, b, alpha, beta))
     a, b = drawn(10)
     assert not torch.equal(tensor_sum.on(a, b, width=0.39), by_supermerger(a, b, 0.39, 0.0))  # 4 rows of 10, not 3
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_regions_of_columns_are_those_of_supermerger(alpha: float, beta: float) -> None:
+    for shape in ((3, 104), (3, 104, 2, 2)):
+        a, b = drawn(*shape)
+        due = by_supermerger(a.transpose(0, 1), b.transpose(0, 1), alpha, beta).transpose(0, 1)
+        assert torch.equal(tensor_sum.on(a, b, width=alpha, offset=beta, along="columns"), due)
+    for shape in ((8,), (16, 100), (4, 3, 3, 3), ()):  # few columns, or none: rows in their stead
+        a, b = drawn(*shape)
+        rows = tensor_sum.on(a, b, width=alpha, offset=beta)
+        assert torch.equal(tensor_sum.on(a, b, width=alpha, offset=beta, along="columns"), rows)
+
+
+def test_regions_are_of_rows_or_of_columns() -> None:
+    told = "tensor_sum: along is 'rows' or 'columns', but got 'lines'"
+    with pytest.raises(RecipeError, match=told):
+        rm.merge(tensor_sum({"w": torch.ones(3)}, {"w": torch.ones(3)}, along="lines"))
+    with pytest.raises(RecipeError, match=told):
+        tensor_sum.on(torch.ones(3), torch.ones(3), along="lines")
 
 
 @settings(max_examples=100, deadline=None)
@@ -162,3 +184,7 @@ class TestConformance(MethodConformance):
     @pytest.fixture(params=["tensor_sum", "top_k_tensor_sum", "randperm"])
     def method(self, request: pytest.FixtureRequest) -> Any:
         return request.param
+
+    @pytest.fixture(params=[{}, {"along": "columns", "width": 0.4, "offset": 0.8}], ids=str)
+    def values(self, request: pytest.FixtureRequest, method: str) -> Any:
+        return request.param if method == "tensor_sum" else {}

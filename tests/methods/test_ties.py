@@ -287,5 +287,5 @@ def test_trimming_over_the_whole_model(name: str) -> None:
 
 
 def test_what_is_neither_tensor_nor_model_is_refused() -> None:
-    with pytest.raises(RecipeError, match='trim is "tensor" or "model", but got \'modle\''):
+    with pytest.raises(RecipeError, match="trim is 'tensor' or 'model', but got 'modle'"):
         rm.merge(METHODS["ties"](rm.model({"w": torch.ones(3)}, space="delta"), k=0.3, trim="modle"))

@@ -174,7 +174,7 @@ def broken_seed(a: Same, *, seed: Number = 0.0, random: Random) -> Same:
     return a
 
 
-KINDS = "use Same, Weight, Delta, Mask, Number, Integer, Flag, Text, Sums or Random of remelt.recipe.method"
+KINDS = "use Same, Weight, Delta, Mask, Number, Integer, Flag, Text, Sums, Random, Place of remelt.recipe.method"
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (unannotated, {}, f"method unannotated: the annotation of 'a' says no kind\nhint: {KINDS}"),
     (wrongly_annotated, {}, "method wrongly_annotated: the annotation of 'alpha' says no kind"),
@@ -183,6 +183,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (without_tensors, {}, "method without_tensors: at least one argument must be a tensor"),
     (one, {"cut": "column"}, "method one: cut is element, row, tensor or model, but got 'column'"),
     (one, {"cut": "model"}, "method one: cut 'model' and a function `keys` belong together"),
+    (one, {"limits": {"beta": (0.0, 1.0)}}, r"method one: limits and identities name no argument: \['beta'\]"),
+    (one, {"cut": "element", "workspace": lambda shapes, values: 0.0}, "a `workspace` by shape is for cut 'tensor'"),
     (one, {"keys": keys_of}, "method one: cut 'model' and a function `keys` belong together"),
     (one, {"cut": "element", "reductions": (total,)}, "reductions and an argument `sums: Sums` belong together"),
     (summed, {"cut": "element"}, "reductions and an argument `sums: Sums` belong together"),

@@ -144,6 +144,18 @@ class Program:
                 shows.update(instruction.operands)
         return all(register in shows for register, found in enumerate(self.instructions) if isinstance(found, Load))
 
+    @functools.cached_property
+    def mended(self) -> frozenset[Load]:
+        """What is read only by way of methods that deal with NaN and infinities themselves."""
+        refused = {output.register for output in self.outputs}
+        for register in range(len(self.instructions) - 1, -1, -1):
+            instruction, operands = self.instructions[register], self.operands(register)
+            mends = isinstance(instruction, Apply) and instruction.method.declaration.mends
+            refused.update(operands[1:] if mends else operands if register in refused else ())
+        return frozenset(
+            one for register, one in enumerate(self.instructions) if isinstance(one, Load) and register not in refused
+        )
+
     def operands(self, register: int) -> tuple[int, ...]:
         """The registers that one instruction needs."""
         instruction = self.instructions[register]

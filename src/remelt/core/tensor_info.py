@@ -40,11 +40,15 @@ def total_bytes(infos: Iterable[TensorInfo]) -> int:
 
 
 def width_of_rows(shape: Sequence[int], vectors: str = "row") -> int:
-    """Elements of a row: those of all dimensions but the first.
+    """Elements of a row: those of all dimensions but the first, or with ``vectors`` "line" of the last one alone.
 
     A tensor of fewer than two dimensions is one row, or with ``vectors`` "column" one column.
 
     >>> width_of_rows((320, 4, 3, 3)), width_of_rows((77,)), width_of_rows((77,), "column"), width_of_rows(())
     (36, 77, 1, 1)
+    >>> width_of_rows((320, 4, 3, 3), "line"), width_of_rows((77,), "line"), width_of_rows((), "line")
+    (3, 77, 1)
     """
+    if vectors == "line":
+        return max(shape[-1] if shape else 1, 1)
     return max(math.prod(shape if len(shape) < 2 and vectors == "row" else shape[1:]), 1)

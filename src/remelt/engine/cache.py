@@ -107,16 +107,25 @@ class Recall:
             else:
                 self.cache.put(key, known.sums[register])
 
-    def prepared(self, register: int, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """What a method makes of its whole operands, or an earlier merge made of the same."""
+    def prepared(self, register: int, place: int, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """What a method makes of its whole operands in one of its stages, or an earlier merge made of the same."""
         instruction = self.run.program.instructions[register]
         assert isinstance(instruction, Apply)
-        key = self.key(register, instruction.method.declaration.prepares)
+        key = self.key(register, *instruction.method.declaration.prepares[: place + 1])
         found: Mapping[str, Any] | None = self.cache.get(key)
         if found is None:
             found = make()
             self.cache.put(key, found)
         return found
+
+    def of_round(self, register: int, number: int) -> bytes:
+        """What the sums of a round across tensors are known by, as far as this task adds to them."""
+        instruction = self.run.program.instructions[register]
+        assert isinstance(instruction, Apply)
+        functions = [one.function for one in instruction.reductions[: number + 1]]
+        conclusion = instruction.method.declaration.conclusion
+        asks = any("sums" in names_asked(one) for one in functions)
+        return self.key(register, *functions, *([conclusion] if asks and conclusion is not None else ()))
 
     def _summing(self) -> Iterator[tuple[int, Apply, bytes]]:
         """The calls with sums of one tensor, and what these are known by."""
@@ -141,6 +150,7 @@ class Recall:
             if name in asked and not isinstance(argument, (Register, Bundle))
         }
         parts = [instruction.method.name.encode(), repr((sorted(values.items()), instruction.occurrence)).encode()]
+        parts += [f"{len(functions)} {function.__qualname__}".encode() for function in functions[-1:]]
         parts += [self._of(operand) for operand in instruction.operands]
         place = self.run.place
         parts += [

@@ -14,18 +14,19 @@ from remelt.check.keys import Task
 from remelt.check.program import Load, Output, Program, compact
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.engine.cache import Cache
+from remelt.engine.cache import Cache, Recall
 from remelt.engine.finite import FiniteReport, NonFinite, is_finite
+from remelt.engine.known import Known
 from remelt.engine.pages import Pages
 from remelt.engine.scratch import Scratch, keep_freed_memory
 from remelt.engine.sink import Sink
 from remelt.engine.survey import Survey
 from remelt.engine.sweeps import Kernels
 from remelt.engine.tally import Tallies
-from remelt.engine.tensors import TORCH, tensor_over
-from remelt.engine.tiles import Stopped, TaskRun, byte_range
+from remelt.engine.tensors import TORCH, byte_range, tensor_over
+from remelt.engine.tiles import TaskRun
 from remelt.engine.units import Queue, SharedTask, Unit, elements, in_batches, units_of
-from remelt.engine.workplace import Workplace
+from remelt.engine.workplace import Stopped, Workplace
 from remelt.errors import NonFiniteError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.cost import TILE, task_cost
@@ -96,8 +97,6 @@ class _Run:
         self.kept = 0
         held = sum(output.size for output in plan.outputs if output.path is None)
         self.rest = list(in_batches(self.remaining()))
-        self.survey = Survey(*((plan.tasks, plan.counted) if self.rest else ((), ())), self.surveyed)
-        self.units = Queue(self.survey.begin(), max(plan.memory_budget - held, 0))
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()
         self.ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -118,6 +117,9 @@ class _Run:
             identities=execution.identities,
         )
 
+        counting = (plan.tasks, plan.counted) if self.rest else ((), ())
+        self.survey = Survey(*counting, self.surveyed, execution.cache, self.recall)
+        self.units = Queue(self.survey.begin(), max(plan.memory_budget - held, 0))
         self.fallback = replace(self.place, device=torch.device("cpu"), kernels=Kernels("torch"), scratch=Scratch())
         self.in_memory = threading.Lock()
 
@@ -179,6 +181,10 @@ class _Run:
                 counted = unit.shared
             else:
                 yield unit
+
+    def recall(self, planned: PlannedTask, known: Known) -> Recall | None:
+        """What a task is known by in the cache."""
+        return TaskRun(planned, self.place, known).recall
 
     def surveyed(self) -> list[Unit]:
         """What is to be done once the sums across tensors are known."""
@@ -260,7 +266,9 @@ class _Run:
         """The task, or where a tensor that it reads is not finite, copies from the first models that are."""
         task, program = planned.task, planned.task.program
         spoiled = {
-            (load.input, key) for load in program.loads if not self.finite(load.input, key := load.key or task.key)
+            (load.input, key)
+            for load in program.loads
+            if load not in program.mended and not self.finite(load.input, key := load.key or task.key)
         }
         if not spoiled:
             return [planned]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from remelt.check.program import Apply
+from remelt.engine.cache import Cache, Recall
 from remelt.engine.known import Known, Partials, add_part
 from remelt.engine.units import Unit, elements, folds
 from remelt.errors import MethodError
@@ -24,13 +26,21 @@ Round = tuple[int, int]
 class Survey:
     """The rounds of a merge that are across tensors, one after the other; ``then`` gives the units after them all.
 
-    ``counted`` are tasks that have no results, but count all the same.
+    ``counted`` are tasks that have no results, but count all the same. What an earlier merge found is taken over from
+    the ``cache``, in which ``recall`` says what a task is known by.
     """
 
     def __init__(
-        self, tasks: Sequence[PlannedTask], counted: Sequence[PlannedTask], then: Callable[[], Iterable[Unit]]
+        self,
+        tasks: Sequence[PlannedTask],
+        counted: Sequence[PlannedTask],
+        then: Callable[[], Iterable[Unit]],
+        cache: Cache | None = None,
+        recall: Callable[[PlannedTask, Known], Recall | None] = lambda planned, known: None,
     ) -> None:
         self.tasks, self._then = [*tasks, *counted], then
+        self._cache, self._recall = cache, recall
+        self._identity = b""
         self.sums: dict[int, dict[str, Any]] = {}
         """By step, of the rounds that are complete."""
         self._rounds = sorted({self._round(planned, one) for planned in tasks for one in _across(planned)})
@@ -42,6 +52,8 @@ class Survey:
 
     def begin(self) -> Iterable[Unit]:
         """The first units; those after the survey, where there is nothing to add up."""
+        while self._place < len(self._rounds) and (found := self._recalled()) is not None:
+            self._settle(found)
         if self._place == len(self._rounds):
             return self._then()
         units = list(self._units(self._rounds[self._place]))
@@ -99,9 +111,32 @@ class Survey:
             if self._left:
                 return ()
             total = torch.tensor(self._found.pop(ELEMENTS), dtype=torch.float64)
-            self.sums.setdefault(self._rounds[self._place][0], {}).update(self._found | {ELEMENTS: total})
-            self._place += 1
+            self._settle(self._found | {ELEMENTS: total})
+            if self._cache is not None:
+                self._cache.put(self._identity, self.sums[self._rounds[self._place - 1][0]])
             return self.begin()
+
+    def _settle(self, found: Mapping[str, Any]) -> None:
+        """A round is complete."""
+        self.sums.setdefault(self._rounds[self._place][0], {}).update(found)
+        self._place += 1
+
+    def _recalled(self) -> Mapping[str, Any] | None:
+        """What an earlier merge found in this round, and those before it of the same step."""
+        if self._cache is None:
+            return None
+        step, number = self._rounds[self._place]
+        digest = hashlib.blake2b(digest_size=16)
+        for planned in self.tasks:
+            if self.way(planned) is None:
+                continue
+            recall = self._recall(planned, self.known_of(planned))
+            for register, instruction in enumerate(planned.task.program.instructions):
+                if recall is not None and isinstance(instruction, Apply) and instruction.step == step:
+                    digest.update(recall.of_round(register, number))
+        self._identity = digest.digest()
+        found: Mapping[str, Any] | None = self._cache.get(self._identity)
+        return found
 
     def known_of(self, planned: PlannedTask) -> Known:
         """What a task knows before its first pass."""

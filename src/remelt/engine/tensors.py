@@ -82,3 +82,9 @@ def describe_tensors(tensors: Mapping[str, Any], name: str) -> dict[str, tuple[T
         held = tensor.detach().cpu().contiguous()
         described[key] = TensorInfo(FROM_TORCH[held.dtype], tuple(held.shape)), bytes_of(held)
     return described
+
+
+def byte_range(info: TensorInfo, start: int, stop: int | None) -> tuple[int, int]:
+    """The bytes of a tensor that some of its elements take; to its end without ``stop``."""
+    width = info.dtype.itemsize
+    return start * width, info.nbytes if stop is None else stop * width

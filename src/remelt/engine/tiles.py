@@ -12,32 +12,23 @@ import torch
 from remelt.check.program import Apply, Argument, Bundle, Constant, Item, Listed, Load, Register, Slot
 from remelt.core.checksum import checksum
 from remelt.core.dtype import DType
+from remelt.core.place import Place
 from remelt.core.random import Random
-from remelt.core.tensor_info import TensorInfo, width_of_rows
+from remelt.core.tensor_info import width_of_rows
 from remelt.engine.cache import Recall
 from remelt.engine.copying import copy_bytes
 from remelt.engine.finite import is_finite, overflows, with_infinities
 from remelt.engine.known import Fold, Known, Partials, add_chunks
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import plain_values, run_traced
-from remelt.engine.tensors import TORCH, bytes_of
+from remelt.engine.tensors import TORCH, byte_range, bytes_of
 from remelt.engine.units import pieces, stretches
-from remelt.engine.workplace import Memory, Reader, Workplace
+from remelt.engine.workplace import Memory, Reader, Stopped, Workplace
 from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Pass, Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
-from remelt.recipe.signature import Prepared, call_by_rows, prepare
-
-
-class Stopped(Exception):
-    """The merge was told to stop."""
-
-
-def byte_range(info: TensorInfo, start: int, stop: int | None) -> tuple[int, int]:
-    """The bytes of a tensor that some of its elements take; to its end without ``stop``."""
-    width = info.dtype.itemsize
-    return start * width, info.nbytes if stop is None else stop * width
+from remelt.recipe.signature import Prepared, Stage, call_by_rows, preparations
 
 
 class TaskRun(Reader):
@@ -247,8 +238,7 @@ class TaskRun(Reader):
         args, kwargs = self.arguments(instruction, values)
         if method.given:
             self.give(instruction, register, kwargs, begin, end - begin)
-        shape = self.program.shapes[register]
-        result = self.guard(instruction, args, kwargs, self.task.shape if shape is None else shape)
+        result = self.guard(instruction, args, kwargs, self.shape_of(register))
         if not isinstance(result, torch.Tensor) or result.numel() != end - begin:
             got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             cut = method.declaration.cut
@@ -262,10 +252,10 @@ class TaskRun(Reader):
 
     def settled(self, result: torch.Tensor, cast: DType | None) -> torch.Tensor:
         """A result in the compute type, rounded to the type of a cast."""
-        if cast is not None:
-            rounded = result.to(TORCH[cast]).to(self.place.compute)
-            result = with_infinities(result, rounded) if cast is DType.F8_E4M3 else rounded
-        return result.to(self.place.compute)
+        if cast is None:
+            return result.to(self.place.compute)
+        rounded = result.to(TORCH[cast]).to(self.place.compute)
+        return with_infinities(result, rounded).to(self.place.compute) if cast is DType.F8_E4M3 else rounded
 
     def arguments(self, instruction: Apply, values: Mapping[int, Any]) -> tuple[list[Any], dict[str, Any]]:
         """The function's arguments, from registers, numbers and constants."""
@@ -302,6 +292,13 @@ class TaskRun(Reader):
         if "random" in given:
             seed, name = int(kwargs.get("seed", 0)), instruction.method.name
             kwargs["random"] = Random(seed, name, key, begin, size, instruction.occurrence)
+        if "place" in given:
+            kwargs["place"] = Place(begin, self.shape_of(register))
+
+    def shape_of(self, register: int) -> tuple[int, ...]:
+        """The shape of a register's whole tensor."""
+        shape = self.program.shapes[register]
+        return self.task.shape if shape is None else shape
 
     def key_of(self, instruction: Apply) -> str:
         """The key that a method is applied to."""
@@ -335,9 +332,7 @@ class TaskRun(Reader):
         assert isinstance(instruction, Apply)
         args, kwargs = self.arguments(instruction, values)
         earlier = self.known.so_far(register, instruction, kwargs)
-        shape = self.program.shapes[register]
-        shape = self.task.shape if shape is None else shape
-        add_chunks(sums, instruction, number, args, kwargs, earlier, size, shape, rows)
+        add_chunks(sums, instruction, number, args, kwargs, earlier, size, self.shape_of(register), rows)
 
     def call(self, call: WholeCall) -> None:
         """A method on whole tensors, and the items of a method that returns several."""
@@ -348,12 +343,10 @@ class TaskRun(Reader):
         sized = first if isinstance(first, torch.Tensor) else first.get(self.key_of(instruction))
         self.give(instruction, call.register, kwargs, 0, 0 if sized is None else sized.numel())
         if "prepared" in instruction.method.given:
-
-            def make() -> Any:
-                return self.asked(instruction, lambda: prepare(instruction.method, args, kwargs))
-
-            recall = self.recall
-            kwargs["prepared"] = Prepared(make if recall is None else lambda: recall.prepared(call.register, make))
+            stages = preparations(instruction.method, args, kwargs)
+            kwargs["prepared"] = Prepared(
+                [self.prepared(call.register, place, stage) for place, stage in enumerate(stages)]
+            )
         result = self.guard(instruction, args, kwargs)
         if isinstance(result, Mapping):
             self.keep_items(call.register, instruction, result)
@@ -361,6 +354,17 @@ class TaskRun(Reader):
             self.whole[call.register] = self.checked(call.register, instruction, result)
         for register in call.drops:
             self.whole.pop(register, None)
+
+    def prepared(self, register: int, place: int, stage: Stage) -> Stage:
+        """A stage of what a method makes of its whole operands, which an earlier merge may have made."""
+        instruction, recall = self.program.instructions[register], self.recall
+        assert isinstance(instruction, Apply)
+
+        def made(before: Mapping[str, Any]) -> Mapping[str, Any]:
+            found: Mapping[str, Any] = self.asked(instruction, lambda: stage(before))
+            return found
+
+        return made if recall is None else lambda before: recall.prepared(register, place, lambda: made(before))
 
     def keep_items(self, register: int, instruction: Apply, result: Mapping[str, Any]) -> None:
         """The tensors that a method of cut ``model`` returned, each to the register that stands for it."""
@@ -374,8 +378,7 @@ class TaskRun(Reader):
 
     def checked(self, register: int, instruction: Apply, result: Any) -> torch.Tensor:
         """A whole result of the declared shape, in the compute type."""
-        shape = self.program.shapes[register]
-        wanted = tuple(self.task.shape if shape is None else shape)
+        wanted = self.shape_of(register)
         if not isinstance(result, torch.Tensor) or tuple(result.shape) != wanted:
             got = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise MethodError(

@@ -86,7 +86,7 @@ class _Tracer:
         args = [self.argument(argument) for argument in instruction.args]
         kwargs = {name: self.argument(argument) for name, argument in instruction.kwargs}
         if method.given - {"sums"}:
-            raise Untraceable("a method that asks for its key, or for random numbers")
+            raise Untraceable("a method that asks for its key, its place, or random numbers")
         if "sums" in method.given:
             kwargs["sums"] = self.sums(register, instruction, kwargs)
         result = method.function(*args, **kwargs)

@@ -50,6 +50,10 @@ class Workplace:
     """For each program, by identity, whether its results show every NaN and infinity of what it reads."""
 
 
+class Stopped(Exception):
+    """The merge was told to stop."""
+
+
 class Reader:
     """What one task reads, and whom it blames for NaN and infinities."""
 
@@ -111,6 +115,8 @@ class Reader:
 
     def blame(self, load: Load, raw: torch.Tensor) -> None:
         """Tell whose NaN or infinity was met: the input's, or that of converting it to the compute type."""
+        if load in self.program.mended:
+            return
         self.spoiled = True
         key = load.key or self.task.key
         if is_finite(raw):
@@ -120,6 +126,8 @@ class Reader:
 
     def blame_stored(self, load: Load) -> None:
         """An input's stored values hold NaN or an infinity."""
+        if load in self.program.mended:
+            return
         self.spoiled = True
         self.place.report.add_input(self.place.labels[load.input], load.key or self.task.key)
 

@@ -1,6 +1,6 @@
-"""The merge methods, one function each, in files by family: `linear`, `arithmetic`, `spherical`, `projection`,
-`consensus`, `limiting`, `plumbing`.
+"""The merge methods, one function each, in files by family, whose first lines say what lives there.
 
+`selection` (thresholds by rank) and `gram` (products of operands) are what several families compute with.
 `METHODS` finds them by name, ours by folder and third parties' by the entry-point group ``remelt.methods`` or
 ``--plugin``. Importing this package does not import torch; looking a method up does.
 """

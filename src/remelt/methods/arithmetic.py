@@ -67,13 +67,14 @@ def _product_of_masses(masses: Sequence[Mass], values: Bindings) -> Mass:
     return mass
 
 
-@merge_method(cut="element", spreads=True, mass=_sum_of_masses)
+@merge_method(cut="element", spreads=True, mass=_sum_of_masses, identities=("a", "b"))
 def add(a: AnySpace, b: AnySpace) -> AnySpace:
     """The sum: the operator ``+``.
 
     Formula: a + b
 
     Spaces: masses add up. A weight and a delta give a weight; two weights are refused; ``0.5 * a + 0.5 * b`` is one.
+    It costs one pass, as all operators do, which a recipe of many shares among them.
 
     Source: affine arithmetic.
 
@@ -84,13 +85,13 @@ def add(a: AnySpace, b: AnySpace) -> AnySpace:
     return a + b
 
 
-@merge_method(cut="element", spreads=True, mass=_difference_of_masses)
+@merge_method(cut="element", spreads=True, mass=_difference_of_masses, identities=("a",))
 def subtract(a: AnySpace, b: AnySpace) -> AnySpace:
     """The difference: the operator ``-``.
 
     Formula: a - b
 
-    Spaces: two weights give a delta; a weight less a delta is a weight.
+    Spaces: two weights give a delta; a weight less a delta is a weight. It costs one pass.
 
     Source: task vectors (Ilharco et al. 2022, arXiv 2212.04089).
 
@@ -107,7 +108,7 @@ def scale(a: AnySpace, alpha: Mask = 1.0) -> AnySpace:
 
     Formula: alpha * a
 
-    Spaces: a delta stays one, and may be scaled by block. A number scales a weight's mass.
+    Spaces: a delta stays one, and may be scaled by block. A number scales a weight's mass. It costs one pass.
 
     Source: task arithmetic (Ilharco et al. 2022, arXiv 2212.04089).
 
@@ -125,7 +126,8 @@ def multiply(a: AnySpace, b: AnySpace) -> AnySpace:
 
     Formula: a * b
 
-    Spaces: a delta times a param is a delta; two params give a param.
+    Spaces: a delta times a param is a delta; two params give a param. For masks that are computed, or come from a file.
+    It costs one pass.
 
     Source: masks of the Stable Diffusion merging tools.
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remelt.errors import RecipeError
 from remelt.methods.selection import ACROSS, HELD, SELECTION, thresholds
 from remelt.recipe.method import Bindings, Delta, Flag, Numbers, Reduction, Sums, merge_method
 
@@ -23,10 +22,7 @@ def trims(values: Bindings) -> bool:
 
 def trim_rounds(values: Bindings) -> bool | Sequence[Reduction]:
     """What finds the thresholds: of each tensor, or with ``trim`` or ``over`` "model" of all tensors together."""
-    name = "over" if "over" in values else "trim"
-    over = values.get(name, "tensor")
-    if over not in ("tensor", "model"):
-        raise RecipeError(f'{name} is "tensor" or "model", but got {over!r}')
+    over = values.get("over" if "over" in values else "trim", "tensor")
     return ACROSS if trims(values) and over == "model" else trims(values)
 
 
@@ -117,7 +113,8 @@ def ties_sum(
     weights.
 
     Spaces: deltas give a delta, to be added to the model that they are deltas of. ``k`` and ``weights`` are one number
-    for all, or a list of one for each.
+    for all, or a list of one for each. For sd-mecha's recipes; `ties` says the same by clearer names. It costs one
+    pass, and where ``k`` is below 1 a sample and one more.
 
     Source: TIES-Merging (Yadav et al. 2023, arXiv 2306.01708); as in sd-mecha, whose ``vote_sgn`` is meant here too;
     weights and ``normalize`` as in mergekit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -59,7 +60,9 @@ def _fits(weights: Sequence[str], layout: Mapping[str, TensorInfo]) -> bool:
     return layout[weights[0]].shape[0] == layout[weights[1]].shape[1 if by_column else 0]
 
 
-@merge_method(cut="model", keys=_attention, workspace=22.0)
+@merge_method(
+    cut="model", keys=_attention, limits={"head_size": (1.0, math.inf), "heads": (0.0, math.inf)}, workspace=22.0
+)
 def balance_attention(a: Tensors, *, head_size: Integer = 64, heads: Integer = 0) -> Tensors:
     """The same model with its attention in balance: queries as strong as keys, values as outputs, in every direction.
 

@@ -17,7 +17,7 @@ def clamp(a: Same, *bounds: Same, stiffness: Number = 0.0) -> Same:
     Formula: min(max(a, low), high), with low and high the least and greatest of ``bounds``; ``stiffness`` moves them
     towards the bounds nearest to the bounds' mean.
 
-    Spaces: all operands in one.
+    Spaces: all operands in one. Keeps a merge from going beyond the models that it is made of. It costs one pass.
 
     Source: the clamp of sd-mecha, after add-difference clamping in the Stable Diffusion merging tools.
 

@@ -84,7 +84,7 @@ def n_average(*models: Same, weights: Numbers = 1.0) -> Same:
     return mean
 
 
-@merge_method(cut="element", spreads=True, shortcuts=(Shortcut("alpha", 0.0, "a"),))
+@merge_method(cut="element", spreads=True, shortcuts=(Shortcut("alpha", 0.0, "a"),), identities=("a",))
 def add_difference(a: Same, b: Delta, *, alpha: Mask = 1.0) -> Same:
     """Add a difference of models to a model.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from remelt.core.random import Random
-from remelt.errors import RecipeError
 from remelt.recipe.method import Bindings, Delta, Integer, Number, Prepared, Text, merge_method
 
+_RANK: dict[str, Any] = {"rank": (0.0, math.inf), "share": (0.0, math.inf)}
 _CHUNK = 2**20
 """Elements that are taken to float64 at a time."""
 _LEAST = 256
@@ -43,7 +44,22 @@ def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     return 2.5 * least**3 + 0.4 * least**2 * most
 
 
-@merge_method(cut="tensor", prepares=_directions, work=_work, faster="truncate_rank_randomised", workspace=20.0)
+def _workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    """Bytes that it holds: matrices of the smaller side, and parts of the whole one."""
+    least, most = _sides(shapes[0])
+    if values.get("method", "gram") == "svd":
+        return 8.0 * (4.0 * least * most + 8.0 * least**2)
+    return 8.0 * (5.0 * least**2 + 4.0 * max(_CHUNK, _LEAST * least))
+
+
+@merge_method(
+    cut="tensor",
+    prepares=_directions,
+    limits=_RANK | {"method": ("gram", "svd")},
+    work=_work,
+    faster="truncate_rank_randomised",
+    workspace=_workspace,
+)
 def truncate_rank(
     delta: Delta, *, rank: Integer = 8, share: Number = 0.0, method: Text = "gram", prepared: Prepared
 ) -> Delta:
@@ -69,18 +85,69 @@ def truncate_rank(
     tensor([[3., 0.],
             [0., 0.]])
     """
-    if method not in ("gram", "svd"):
-        raise RecipeError(
-            f"truncate_rank has the methods 'gram' and 'svd', but got {method!r}",
-            hint="truncate_rank_randomised is a merge method of its own",
-        )
     kept = _kept(delta, rank, share)
     if kept is None or not prepared:
         return delta
     return _projected(delta.flatten(1), prepared["vectors"], kept).reshape(delta.shape)
 
 
-@merge_method(cut="tensor", workspace=16.0)
+def _columns(shape: Sequence[int], values: Bindings) -> int:
+    """Columns of the random numbers: as many as the rank, and some more; 0 where another way is taken."""
+    least, _ = _sides(shape)
+    rank, share, more = (values.get(name, 0) for name in ("rank", "share", "oversampling"))
+    columns = int((round(least * share) if share > 0.0 else max(rank, 0)) + max(more, 0))
+    return 0 if 2 * columns >= least else columns
+
+
+def _randomised_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    """As above: products with that many columns, and orthonormal bases of them."""
+    (least, most), columns = _sides(shapes[0]), _columns(shapes[0], values)
+    if not columns:
+        return _work(shapes, {**values, "method": "gram"})
+    passes = 2.0 + 2.0 * float(values.get("iterations", 4))
+    return passes * 0.5 * least * most * columns + 8.0 * most * columns**2
+
+
+def _randomised_workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    """Bytes that it holds: some matrices of that many columns."""
+    least, most = _sides(shapes[0])
+    known = {"rank", "share", "oversampling"} <= values.keys()
+    columns = _columns(shapes[0], values) if known else least // 2
+    of_range = 8.0 * 6.0 * (least + most) * columns
+    return of_range if known and columns else max(of_range, _workspace(shapes, {}))
+
+
+def _range(
+    delta: Tensor, *, rank: int, share: float, iterations: int, oversampling: int, seed: int
+) -> Mapping[str, Tensor]:
+    """The two factors of the nearest matrix within a range found at random; none where that way is not taken."""
+    kept = _kept(delta, rank, share)
+    columns = _columns(delta.shape, {"rank": rank, "share": share, "oversampling": oversampling})
+    if kept is None or not columns:
+        return {}
+    work = _lying(delta.flatten(1))
+    width = work.shape[1]
+    # the same numbers serve all keys of a size: that they are random within one is enough
+    drawn = Random(seed, "truncate_rank_randomised", "", 0, width * columns).uniform() - 0.5
+    basis = _orthonormal(work @ torch.from_numpy(drawn).to(delta).reshape(width, columns))
+    for _ in range(iterations):
+        basis = _orthonormal(work @ _orthonormal(work.T @ basis))
+    image = basis.T @ work
+    products = image.double() @ image.double().T
+    if not bool(products.isfinite().all()):
+        return {"image": image[:0]}
+    best = torch.linalg.eigh(products).eigenvectors[:, -kept:].to(delta.dtype) if kept else basis[:0].T
+    return {"basis": basis @ best, "image": best.T @ image}
+
+
+@merge_method(
+    cut="tensor",
+    prepares=_range,
+    limits=_RANK | {"iterations": (0.0, math.inf), "oversampling": (0.0, math.inf)},
+    work=_randomised_work,
+    faster="a lower rank",
+    workspace=_randomised_workspace,
+)
 def truncate_rank_randomised(
     delta: Delta,
     *,
@@ -89,6 +156,7 @@ def truncate_rank_randomised(
     iterations: Integer = 4,
     oversampling: Integer = 8,
     seed: Integer = 0,
+    prepared: Prepared,
 ) -> Delta:
     """Nearly the nearest difference of a given rank, in a fraction of the time.
 
@@ -97,7 +165,7 @@ def truncate_rank_randomised(
 
     Its error is above the least by less than 1 % for ranks of up to an eighth of the full one, and less with more
     ``iterations``. Tensors that `truncate_rank` leaves as they are stay so here; where that many columns are half of
-    the full rank or more, the result is that of `truncate_rank`, which is faster then.
+    the full rank or more, the result is that of `truncate_rank`, which is faster then. The factors are kept in a cache.
 
     Spaces: a delta gives a delta. For large matrices and small ranks: it costs 2 + 2 iterations products of the matrix
     with one of that many columns.
@@ -110,26 +178,14 @@ def truncate_rank_randomised(
             [3., 3.]])
     """
     kept = _kept(delta, rank, share)
-    if kept is None or not bool(delta.isfinite().all()):
+    if kept is None:
         return delta
-    rows = delta.flatten(1)
-    work = _lying(rows)
-    height, width = work.shape
-    columns = kept + max(oversampling, 0)
-    if 2 * columns >= height:
-        return _nearest(rows, kept).reshape(delta.shape)
-    # the same numbers serve all keys of a size: that they are random within one is enough
-    drawn = Random(seed, "truncate_rank_randomised", "", 0, width * columns).uniform() - 0.5
-    basis = _orthonormal(work @ torch.from_numpy(drawn).to(delta).reshape(width, columns))
-    for _ in range(iterations):
-        basis = _orthonormal(work @ _orthonormal(work.T @ basis))
-    image = basis.T @ work
-    products = image.double() @ image.double().T
-    if not bool(products.isfinite().all()):
+    if not prepared:
+        return _nearest(delta.flatten(1), kept).reshape(delta.shape)
+    if "basis" not in prepared:
         return delta
-    best = torch.linalg.eigh(products).eigenvectors[:, -kept:].to(delta.dtype) if kept else basis[:0].T
-    nearest = (basis @ best) @ (best.T @ image)
-    return (nearest if work is rows else nearest.T).reshape(delta.shape)
+    nearest: Tensor = prepared["basis"] @ prepared["image"]
+    return (nearest if delta.shape[0] <= math.prod(delta.shape[1:]) else nearest.T).reshape(delta.shape)
 
 
 def _kronecker_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
@@ -141,8 +197,39 @@ def _kronecker_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> floa
     return _work([(rows * columns, math.prod(shapes[0]) // (rows * columns))], {})
 
 
-@merge_method(cut="tensor", work=_kronecker_work, faster="a ratio nearer to 0 or 1", workspace=16.0)
-def truncate_kronecker(delta: Delta, *, ratio: Number = 0.5) -> Delta:
+def _kronecker_workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    """Bytes that it holds: the tensor in another arrangement twice, and what its decomposition takes."""
+    if not _sides(shapes[0])[0]:
+        return 0.0
+    rows, _, columns, _ = _factors(shapes[0], values.get("ratio", 0.5))
+    outer = rows * columns
+    return 8.0 * 2.0 * math.prod(shapes[0]) + _workspace([(outer, math.prod(shapes[0]) // outer)], {})
+
+
+def _arranged(delta: Tensor, *, ratio: float) -> Mapping[str, Tensor]:
+    """The directions of the smaller factor, those of the largest singular values last; none where all stays."""
+    if delta.dim() < 2 or not delta.numel():
+        return {}
+    arranged = _split(delta, ratio).flatten(2).flatten(0, 1)
+    vectors = _leading(_lying(arranged)) if min(arranged.shape) > 1 else None
+    return {} if vectors is None else {"vectors": vectors[:, -1:].clone()}
+
+
+def _split(delta: Tensor, ratio: float) -> Tensor:
+    """The tensor with the dimensions of the outer factor first: rows and columns of it, then those of the inner one."""
+    outer_rows, inner_rows, outer_columns, _ = _factors(tuple(delta.shape), ratio)
+    return delta.reshape(outer_rows, inner_rows, outer_columns, -1).transpose(1, 2)
+
+
+@merge_method(
+    cut="tensor",
+    prepares=_arranged,
+    limits={"ratio": (0.0, 1.0)},
+    work=_kronecker_work,
+    faster="a ratio nearer to 0 or 1",
+    workspace=_kronecker_workspace,
+)
+def truncate_kronecker(delta: Delta, *, ratio: Number = 0.5, prepared: Prepared) -> Delta:
     """The nearest difference that is a Kronecker product of two matrices, as a LoKr holds it.
 
     Formula: X (x) Y with the least distance to ``delta``; X has the share ``ratio`` of its elements, counted in
@@ -151,7 +238,8 @@ def truncate_kronecker(delta: Delta, *, ratio: Number = 0.5) -> Delta:
 
     Tensors of fewer than two dimensions, or with elements that are not finite, stay as they are.
 
-    Spaces: a delta gives a delta. It costs a decomposition of the size of the smaller of X and Y.
+    Spaces: a delta gives a delta. For differences that are to be small files, or show what repeats in them. It costs a
+    decomposition of the size of the smaller of X and Y, which is kept in a cache.
 
     Source: Van Loan and Pitsianis 1993; sd-mecha, truncate_kronecker without its approximate basis.
 
@@ -160,14 +248,10 @@ def truncate_kronecker(delta: Delta, *, ratio: Number = 0.5) -> Delta:
     tensor([[1., 2., 0., 0.],
             [3., 4., 0., 0.]])
     """
-    if delta.dim() < 2 or not delta.numel():
+    if not prepared:
         return delta
-    outer_rows, inner_rows, outer_columns, _ = _factors(tuple(delta.shape), ratio)
-    split = delta.reshape(outer_rows, inner_rows, outer_columns, -1).transpose(1, 2)
-    arranged = split.reshape(outer_rows * outer_columns, -1)
-    if min(arranged.shape) == 1:
-        return delta
-    nearest = _nearest(arranged, 1).reshape(split.shape)
+    split = _split(delta, ratio)
+    nearest = _projected(split.flatten(2).flatten(0, 1), prepared["vectors"], 1).reshape(split.shape)
     return nearest.transpose(1, 2).reshape(delta.shape)
 
 

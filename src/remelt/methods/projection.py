@@ -29,7 +29,7 @@ def perpendicular_component(a: Same, b: Same, *, sums: Sums) -> Same:
     Formula: b - a (a . b) / (a . a), over the whole tensor; zero where ``a`` is zero.
 
     Spaces: most useful between deltas: what one fine-tune learned that another did not. Of two weights it is little
-    more than their difference, and no model.
+    more than their difference, and no model. Both are read twice.
 
     Source: sd-mecha, perpendicular_component; the vector rejection of b from a.
 

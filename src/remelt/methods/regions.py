@@ -8,33 +8,55 @@ import math
 import torch
 from torch import Tensor
 
+from remelt.core.place import Place
 from remelt.core.random import Random
-from remelt.recipe.method import Integer, Number, Same, Shortcut, merge_method
+from remelt.recipe.method import Integer, Number, Same, Shortcut, Text, merge_method
+
+_FEW = 100
+"""Columns up to which supermerger takes rows in their stead."""
 
 
-@merge_method(cut="tensor", shortcuts=(Shortcut("width", 0.0, "a"), Shortcut("width", 1.0, "b")), workspace=0.0)
-def tensor_sum(a: Same, b: Same, *, width: Number = 0.5, offset: Number = 0.0) -> Same:
-    """Some rows of ``b``, the others of ``a``.
+@merge_method(
+    cut="row",
+    vectors="column",
+    limits={"along": ("rows", "columns")},
+    shortcuts=(Shortcut("width", 0.0, "a"), Shortcut("width", 1.0, "b")),
+    workspace=1.0,
+)
+def tensor_sum(
+    a: Same, b: Same, *, width: Number = 0.5, offset: Number = 0.0, along: Text = "rows", place: Place
+) -> Same:
+    """Some rows of ``b``, the others of ``a``: also known as copy_region.
 
     Formula: of n rows along the first dimension, those from offset n to (offset + width) n are of ``b``, rounded, and
-    counted on from the first after the last; a negative ``width`` is that of the rows before the offset. A single
-    number is that of ``b`` where ``width`` is above 0.5.
+    counted on from the first after the last; a negative ``width`` is that of the rows before the offset. With ``along``
+    "columns" they are those of the second dimension, where that has more than 100. A single number is that of ``b``
+    where ``width`` is above 0.5.
 
-    Spaces: two weights or two deltas give the same. At ``width`` 0 only ``a`` is read, at 1 only ``b``. It costs no
-    more than a copy.
+    Spaces: two weights or two deltas give the same. At ``width`` 0 only ``a`` is read, at 1 only ``b``. Takes over some
+    outputs of every layer whole, where a weighted sum would blend all of them. It costs no more than a copy.
 
-    Source: supermerger, "tensor", whose alpha and beta are the width and the offset; sd-mecha, copy_region and
-    tensor_sum.
+    Source: supermerger, "tensor" and, along columns, "tensor2", whose alpha and beta are the width and the offset and
+    whose ends are rounded down; sd-mecha, copy_region and tensor_sum.
 
     >>> from torch import tensor
     >>> tensor_sum.on(tensor([1.0, 1.0, 1.0, 1.0]), tensor([2.0, 2.0, 2.0, 2.0]), width=0.5, offset=0.75)
     tensor([2., 1., 1., 2.])
     """
-    if a.dim() == 0:
+    if not place.shape:
         return b if width > 0.5 else a
-    begin, end, outside = _region(width, offset, a.shape[0])
+    across = along == "columns" and len(place.shape) > 1 and place.shape[1] > _FEW
+    begin, end, outside = _region(width, offset, place.shape[1 if across else 0])
     around, within = (b, a) if outside else (a, b)
-    return torch.cat((around[:begin], within[begin:end], around[end:]))
+    result = around.clone()
+    if across:
+        inner = a.shape[1] // place.shape[1]
+        result[:, begin * inner : end * inner] = within[:, begin * inner : end * inner]
+    else:
+        first = place.offset // max(a.shape[1], 1)
+        begin, end = max(begin - first, 0), max(end - first, 0)
+        result[begin:end] = within[begin:end]
+    return result
 
 
 @merge_method(cut="tensor", workspace=10.0)
@@ -76,7 +98,7 @@ def randperm(a: Same, *, seed: Integer = 0, random: Random) -> Same:
     It is a means to test methods with, which permutes every key by itself: a network merged so computes something else.
     Permutations that leave what a network computes as it is join many keys, and belong to alignment.
 
-    Spaces: a weight gives a weight, a delta a delta.
+    Spaces: a weight gives a weight, a delta a delta. It costs a copy.
 
     Source: sd-mecha has the name for such a permutation of a whole network.
 

@@ -44,6 +44,23 @@ def _frames(a: Tensor, b: Tensor, *, centralization: float) -> Mapping[str, Tens
     return {"here": u, "there": v}
 
 
+def _planes(a: Tensor, b: Tensor, *, prepared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The planes in which the nearest proper rotation turns, and by which angles, within ``basis`` if there is one."""
+    here, there, basis = _within(prepared["here"], prepared["there"])
+    vectors, across, angles = _turned(_rotation(here, there, proper=True))
+    found = {"vectors": vectors, "across": across, "angles": angles}
+    return found if basis is None else {**found, "basis": basis}
+
+
+def _workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    """Bytes that it holds: matrices of the rows' width, or of twice their number where that is less."""
+    if len(shapes[0]) < 2 or not math.prod(shapes[0]):
+        return 0.0
+    height, width = _sides(shapes[0])
+    turned = min(2 * height, width)
+    return 8.0 * (13.0 * turned**2 + 8.0 * min(height, width) * width + 6.0 * max(_CHUNK, width) + 8.0 * width)
+
+
 def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     """Operations, counted as those of one thread that makes ten thousand millions of them a second."""
     shape = shapes[0]
@@ -58,7 +75,9 @@ def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     return decomposed if alignment == 1.0 and not alpha else decomposed + 16.0 * turned**3
 
 
-@merge_method(cut="tensor", prepares=_frames, work=_work, faster="alignment=1 and alpha=0", workspace=36.0)
+@merge_method(
+    cut="tensor", prepares=(_frames, _planes), work=_work, faster="alignment=1 and alpha=0", workspace=_workspace
+)
 def rotate(
     a: Same,
     b: Same,
@@ -82,7 +101,8 @@ def rotate(
     Spaces: two weights or two deltas give the same. At ``alignment`` and ``alpha`` 0 the result is ``a``, at 1 ``b``.
     For models that drifted apart by more than a step of fine-tuning. It costs a singular value decomposition of the
     rows' width, or of their number if that is less; a fractional ``alignment`` of wide matrices one of up to twice
-    their number: seconds to minutes for a large matrix, in float64. The directions found are kept in a cache.
+    their number: seconds to minutes for a large matrix, in float64. The directions and planes found are kept in a
+    cache, and serve other numbers.
 
     Source: orthogonal Procrustes (Schönemann 1966); sd-mecha, rotate.
 
@@ -102,14 +122,16 @@ def rotate(
         ahead = _ahead(one, starts[0], middle, here, there)
         if ahead is not None:
             return ahead.reshape(a.shape)
-    basis = None
-    if 2 * here.shape[1] < len(here):  # what is beside both frames stays where it is
-        basis = torch.linalg.qr(torch.cat((here, there), 1)).Q
-        here, there = basis.T @ here, basis.T @ there
-    rotation = _rotation(here, there, proper=alignment != round(alignment))
-    del here, there
-    onwards = _power(rotation, alignment)
-    back = onwards @ rotation.T if alpha else None
+    if alignment == round(alignment):
+        here, there, basis = _within(here, there)
+        rotation = _rotation(here, there, proper=False)
+        onwards = _power(rotation, alignment)
+        back = onwards @ rotation.T if alpha else None
+    else:
+        vectors, across, angles = (prepared[name] for name in ("vectors", "across", "angles"))
+        basis = prepared.get("basis")
+        onwards = _at(vectors, across, angles * alignment)
+        back = _at(vectors, across, angles * (alignment - 1.0)) if alpha else None
     rotated = torch.empty_like(one)
     for rows in _parts(one):
         moved = (1.0 - alpha) * _moved(one[rows].double() - starts[0], onwards, basis)
@@ -117,6 +139,14 @@ def rotate(
             moved += alpha * _moved(other[rows].double() - starts[1], back, basis)
         rotated[rows] = moved + middle
     return rotated.reshape(a.shape)
+
+
+def _within(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Both frames, within a basis of what they span where that is less than all: what is beside it stays as it is."""
+    if 2 * here.shape[1] >= len(here):
+        return here, there, None
+    basis = torch.linalg.qr(torch.cat((here, there), 1)).Q
+    return basis.T @ here, basis.T @ there, basis
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:
@@ -175,15 +205,21 @@ def _rotation(here: Tensor, there: Tensor, *, proper: bool) -> Tensor:
 
 
 def _power(rotation: Tensor, exponent: float) -> Tensor:
-    """An orthogonal matrix to any power.
-
-    Its symmetric and its skew part commute. So an eigenvector x of the one is turned by an angle within the plane of x
-    and y, where the skew part times x is the sine of that angle times y: nothing complex is needed.
-    """
+    """An orthogonal matrix to a whole power."""
     if exponent == 0.0:
         return torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
     if abs(exponent) == 1.0:
         return rotation if exponent > 0.0 else rotation.T
+    power: Tensor = torch.linalg.matrix_power(rotation if exponent > 0.0 else rotation.T, int(abs(exponent)))
+    return power
+
+
+def _turned(rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions, those that they are turned towards, and by which angles.
+
+    The symmetric and the skew part of a rotation commute. So an eigenvector x of the one is turned by an angle within
+    the plane of x and y, where the skew part times x is the sine of that angle times y: nothing complex is needed.
+    """
     cosines, vectors = torch.linalg.eigh((rotation + rotation.T) / 2.0)
     across = (rotation - rotation.T) @ vectors / 2.0
     sines = across.norm(dim=0)
@@ -193,6 +229,10 @@ def _power(rotation: Tensor, exponent: float) -> Tensor:
     pairs = vectors[:, half]  # half turns go in any plane: their directions are paired as they come
     paired = torch.stack((pairs[:, 1::2], -pairs[:, : pairs.shape[1] // 2 * 2 : 2]), 2).flatten(1)
     across[:, half.nonzero()[: paired.shape[1], 0]] = paired
-    angles = torch.where(half, math.pi, torch.atan2(sines, cosines)) * exponent
-    power: Tensor = (vectors * angles.cos() + across * angles.sin()) @ vectors.T
-    return power
+    return vectors, across, torch.where(half, math.pi, torch.atan2(sines, cosines))
+
+
+def _at(vectors: Tensor, across: Tensor, angles: Tensor) -> Tensor:
+    """The rotation that turns each direction by an angle of its own."""
+    rotation: Tensor = (vectors * angles.cos() + across * angles.sin()) @ vectors.T
+    return rotation

@@ -80,7 +80,14 @@ def _apart(shares: Floats, squares: Floats) -> Floats:
     return found
 
 
-@merge_method(cut="element", reductions=(distances,), reduces=are_several, conclusion=nearest_to_all, spreads=True)
+@merge_method(
+    cut="element",
+    reductions=(distances,),
+    reduces=are_several,
+    conclusion=nearest_to_all,
+    limits={"iterations": (0.0, math.inf), "tolerance": (0.0, math.inf)},
+    spreads=True,
+)
 def geometric_median(
     *models: Same,
     weights: Numbers = 1.0,

@@ -16,6 +16,7 @@ _CHUNK = 2**16
 _REACH = 4.0
 """Standard deviations at which a bell curve is cut off."""
 _SHORTCUTS = (Shortcut("alpha", 0.0, "a"),)
+_IDENTITIES = ("a",)
 
 
 def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
@@ -23,7 +24,9 @@ def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     return 150.0 * math.prod(shapes[0]) * 3.0 ** sum(size > 1 for size in shapes[0])
 
 
-@merge_method(cut="tensor", shortcuts=_SHORTCUTS, work=_work, faster="smooth_add_gaussian", workspace=5.0)
+@merge_method(
+    cut="tensor", shortcuts=_SHORTCUTS, identities=_IDENTITIES, work=_work, faster="smooth_add_gaussian", workspace=5.0
+)
 def smooth_add(a: Same, b: Delta, *, alpha: Mask = 1.0, sigma: Number = 1.0) -> Same:
     """Add a difference after a median and a Gaussian filter.
 
@@ -45,7 +48,9 @@ def smooth_add(a: Same, b: Delta, *, alpha: Mask = 1.0, sigma: Number = 1.0) -> 
     return smoothed
 
 
-@merge_method(cut="tensor", shortcuts=_SHORTCUTS, work=_work, faster="smooth_add_gaussian", workspace=5.0)
+@merge_method(
+    cut="tensor", shortcuts=_SHORTCUTS, identities=_IDENTITIES, work=_work, faster="smooth_add_gaussian", workspace=5.0
+)
 def smooth_add_median(a: Same, b: Delta, *, alpha: Mask = 1.0) -> Same:
     """Add a difference after a median filter.
 
@@ -65,7 +70,7 @@ def smooth_add_median(a: Same, b: Delta, *, alpha: Mask = 1.0) -> Same:
     return smoothed
 
 
-@merge_method(cut="tensor", shortcuts=_SHORTCUTS, workspace=4.0)
+@merge_method(cut="tensor", shortcuts=_SHORTCUTS, identities=_IDENTITIES, workspace=4.0)
 def smooth_add_gaussian(a: Same, b: Delta, *, alpha: Mask = 1.0, sigma: Number = 1.0) -> Same:
     """Add a difference after a Gaussian filter.
 

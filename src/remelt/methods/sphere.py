@@ -213,7 +213,14 @@ def mean_along_arcs(
     return _directed(fair, norms, cosines, mean)
 
 
-@merge_method(cut="element", reductions=(dots,), reduces=are_several, conclusion=mean_along_arcs, spreads=True)
+@merge_method(
+    cut="element",
+    reductions=(dots,),
+    reduces=are_several,
+    conclusion=mean_along_arcs,
+    limits={"iterations": (0.0, math.inf), "tolerance": (0.0, math.inf)},
+    spreads=True,
+)
 def karcher_mean(
     *models: Same, weights: Numbers = 1.0, iterations: Integer = 100, tolerance: Number = 1e-14, sums: Sums
 ) -> Same:

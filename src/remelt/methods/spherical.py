@@ -62,7 +62,8 @@ def slerp(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     angle between the whole tensors ``a`` and ``b``. Where there is no one arc (parallel, opposite or zero tensors),
     their linear interpolation.
 
-    Spaces: two weights or two deltas give the same.
+    Spaces: two weights or two deltas give the same. Keeps the size of what it mixes, where a weighted sum of unlike
+    tensors shrinks it. Both tensors are read twice, or kept for the second time if they are small.
 
     Source: Shoemake 1985, "Animating rotation with quaternion curves"; as in sd-mecha.
 
@@ -85,7 +86,7 @@ def slerp_plain(a: Same, b: Same, *, alpha: Number = 0.5, sums: Sums) -> Same:
     Formula: (sin((1 - alpha) w) a + sin(alpha w) b) / sin(w), with w the angle between the whole tensors ``a`` and
     ``b``; their linear interpolation where the cosine of w is above 0.9995, or below its negative.
 
-    Spaces: two weights or two deltas give the same.
+    Spaces: two weights or two deltas give the same. For results as mergekit has them. It costs what `slerp` does.
 
     Source: mergekit. Where the norms are equal it is `slerp`; else the norm of the result is not between theirs.
 

@@ -72,7 +72,7 @@ def repair_position_ids(a: Tensors) -> Tensors:
     Formula: p[i] = i for every tensor named ``position_ids``; all others as they are
 
     Spaces: weights. Tools that averaged these numbers left some like 75.99 in many files of Stable Diffusion 1, which
-    shift the words of a prompt; cut off to a whole number, they do so unseen.
+    shift the words of a prompt; cut off to a whole number, they do so unseen. It costs nothing beside a copy.
 
     Source: the "fix clip ids" of web UIs.
 

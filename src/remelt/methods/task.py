@@ -33,7 +33,9 @@ _NO_SPREAD = 1e-12
 """Share of the mean square below which a variance is round-off."""
 
 
-@merge_method(cut="element", spreads=True, shortcuts=(Shortcut("scaling", 0.0, "base"),), workspace=3.0)
+@merge_method(
+    cut="element", spreads=True, shortcuts=(Shortcut("scaling", 0.0, "base"),), identities=("base",), workspace=3.0
+)
 def task_arithmetic(
     base: Weight, *deltas: Delta, weights: Numbers = 1.0, scaling: Mask = 1.0, normalize: Flag = False
 ) -> Weight:

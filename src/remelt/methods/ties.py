@@ -14,11 +14,12 @@ from remelt.methods.gram import distances, mixed
 from remelt.methods.several import model_stock_rows, nearest_to_all
 from remelt.recipe.method import Delta, Flag, Numbers, Sums, Text, merge_method
 
+_OVER = {"trim": ("tensor", "model")}
 _STEPS, _SETTLED, _NEAREST = 100, 1e-14, 1e-6
 """How a geometric median is found: as `geometric_median` does by default."""
 
 
-@merge_method(**TRIMMED)
+@merge_method(**TRIMMED, limits=_OVER)
 def ties(
     *deltas: Delta,
     k: Numbers = 1.0,
@@ -48,7 +49,7 @@ def ties(
     return trimmed_consensus(deltas, sums, weights, by_mass=True, normalize=normalize)
 
 
-@merge_method(**TRIMMED)
+@merge_method(**TRIMMED, limits=_OVER)
 def ties_by_count(
     *deltas: Delta,
     k: Numbers = 1.0,
@@ -63,8 +64,8 @@ def ties_by_count(
     result is 0.
 
     Spaces: deltas give a delta, to be added to the model that they are deltas of. ``k`` and ``weights`` are one number
-    for all, or a list of one for each. Where every model shall have one vote, however far it went. ``trim`` is as
-    there.
+    for all, or a list of one for each. Where every model shall have one vote, however far it went. ``trim`` and the
+    cost are as there.
 
     Source: the ``count`` consensus of mergekit; sd-mecha's ``ties_sum`` by default, which is `ties_sum` here too.
 

@@ -25,6 +25,7 @@ def threshold(sums: Mapping[str, Any], *, k: float) -> Mapping[str, float]:
     reduces=trim_rounds,
     conclusion=threshold,
     shortcuts=(Shortcut("k", 1.0, "delta"),),
+    limits={"over": ("tensor", "model")},
     held=HELD,
     workspace=4.0,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from remelt.check.keys import Task
 from remelt.check.program import Apply, Constant, Program
@@ -111,19 +112,24 @@ def _operations(task: Task, instruction: Apply) -> float:
     """What one call of a method takes, by its own account."""
     work = instruction.method.declaration.work
     assert work is not None
+    return work(*_known(task, instruction))
+
+
+def _known(task: Task, instruction: Apply) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
+    """The shapes of a call's operands, and its plain arguments; not those that differ from key to key."""
     shapes = [task.program.shapes[operand] for operand in instruction.operands]
     values = {one.name: one.default for one in instruction.method.parameters if not one.required}
     for name, argument in instruction.kwargs:
-        values.pop(name, None)  # a number that differs from key to key is none that is known
+        values.pop(name, None)
         if isinstance(argument, Constant):
             values[name] = argument.value
-    return work([task.shape if shape is None else shape for shape in shapes], values)
+    return [task.shape if shape is None else shape for shape in shapes], values
 
 
 def _temporaries(program: Program) -> int:
     """Registers' worth of memory beside the schedule's: what the neediest method declares, and the conversions."""
     applied = (i.method.declaration.workspace for i in program.instructions if isinstance(i, Apply))
-    return max(_TEMPORARIES, math.ceil(max(applied, default=0.0)) + 2)
+    return max(_TEMPORARIES, math.ceil(max((one for one in applied if not callable(one)), default=0.0)) + 2)
 
 
 def _numel(task: Task, shape: tuple[int, ...] | None) -> int:
@@ -154,6 +160,8 @@ def _call_bytes(call: WholeCall, task: Task, sizes: list[int]) -> int:
     instruction = task.program.instructions[call.register]
     assert isinstance(instruction, Apply)
     workspace = instruction.method.declaration.workspace
+    if callable(workspace):
+        return int(workspace(*_known(task, instruction))) + _result_bytes(call, task, sizes)
     largest = max((sizes[operand] for operand in instruction.operands), default=0)
     return int(workspace * largest) + _result_bytes(call, task, sizes)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from remelt.check.program import Apply, Item, Load, Program
+from remelt.recipe.declaration import Vectors
 from remelt.recipe.method import Reduction
 
 
@@ -36,7 +37,7 @@ class Sweep:
     drops: tuple[int, ...] = ()
     sampled: bool = False
     due: bool = True
-    rows: Literal["", "row", "column"] = ""
+    rows: Vectors | Literal[""] = ""
     across: bool = False
 
 
@@ -212,14 +213,16 @@ class _Scheduler:
             rows=self._rows([*(one for one in order if one not in self.whole), *(one for one, _ in reductions)]),
         )
 
-    def _rows(self, registers: Iterable[int]) -> Literal["", "row", "column"]:
-        """What vectors are to those of some calls that cut rows; one row, where any of them says so."""
-        found = [
+    def _rows(self, registers: Iterable[int]) -> Vectors | Literal[""]:
+        """What vectors are to those of some calls that cut rows; whole rows, where they differ."""
+        found: set[Vectors] = {
             one.method.declaration.vectors
             for register in registers
             if self._cuts_rows(register) and isinstance(one := self.program.instructions[register], Apply)
-        ]
-        return "" if not found else "row" if "row" in found else "column"
+        }
+        if len(found) < 2:
+            return found.pop() if found else ""
+        return "row"  # in which both columns and lines are whole
 
     def _cuts_rows(self, register: int) -> bool:
         instruction = self.program.instructions[register]

@@ -79,14 +79,18 @@ class BlockWeights:
 
     def searches(self) -> Iterator[Search]:
         """The open numbers among the weights, in the order they were written."""
+        return (number for number in self.numbers() if isinstance(number, Search))
+
+    def numbers(self) -> Iterator[float | Search]:
+        """All numbers among the weights, open ones too, in the order they were written."""
         for rule in self.rules:
             for _, weight in rule.named:
                 if isinstance(weight, BlockWeights):
-                    yield from weight.searches()
-                elif isinstance(weight, Search):
+                    yield from weight.numbers()
+                else:
                     yield weight
-            yield from (weight for weight in rule.listed if isinstance(weight, Search))
-        if isinstance(self.default, Search):
+            yield from rule.listed
+        if self.default is not None:
             yield self.default
 
     def names(self, kind: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from remelt.core.tensor_info import TensorInfo
@@ -18,6 +18,9 @@ else:
     AnyTensor = Any
 
 Cut = Literal["element", "row", "tensor", "model"]
+
+Vectors = Literal["row", "column", "line"]
+"""What a method of cut ``row`` works on: the first dimension's rows, columns across them, lines of the last one."""
 
 
 Mass = float | None
@@ -62,14 +65,17 @@ class Reduction:
     due: Literal["always", "sample", "whole", "never"] = "always"
 
 
+Preparation = Callable[..., Mapping[str, AnyTensor]]
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What the planner must know of a method.
 
     - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``row`` (functions
       get matrices, of the first dimension against all others, and any rows of them give the same rows of the result; a
-      tensor of one dimension is one row, or with ``vectors`` one column), ``tensor`` (needs whole tensors), ``model``
-      (needs several keys).
+      tensor of one dimension is one row, or with ``vectors`` "column" one column; with "line" rows are of the last
+      dimension alone), ``tensor`` (needs whole tensors), ``model`` (needs several keys).
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
       A `Reduction` says more of a round. How many elements the tensor has is among the sums, as ``elements``.
@@ -78,8 +84,12 @@ class Declaration:
     - ``conclusion``: what the sums come to: a function of them, and of the plain arguments that it names, that gives
       numbers by name, once a tensor; the method is then given those as its ``sums``.
     - ``prepares``: for cut ``tensor``, what of a call depends on the operands, and on those plain arguments alone that
-      it names: tensors by name, which are kept for further merges where there is a cache.
+      it names: tensors by name, which are kept for further merges where there is a cache. A function, or several, each
+      of which may ask for what those before it ``prepared``, and is called when something of it is first looked for.
     - ``shortcuts``: numbers at which an operand is the result.
+    - ``identities``: operands that are the result where all others are zero.
+    - ``limits``: what plain arguments may be, by name: the texts among which to choose, or the least and the greatest
+      number.
     - ``mass``: for affine arithmetic, the mass of the result from those of the operands and the plain numbers.
     - ``keys``: for cut ``model``, the groups of keys of a layout; keys in no group pass from the first operand.
     - ``selects``: which keys the result has; the others are absent from it.
@@ -87,22 +97,26 @@ class Declaration:
     - ``casts``: the parameter that names the result's element type.
     - ``shape``: the result's shape, where not the first operand's.
     - ``unchanged``: of the operands' shapes, whether the first is the result, and no other is read.
+    - ``mends``: NaN and infinities of the first operand are the method's to deal with: they are not refused as read.
     - ``spreads``: whether NaN or infinity in any operand's element always makes that of the result NaN or infinite, as
       sums and products do: then looking at the result is enough.
     - ``held``: bytes that the sums of one operand take where they are more than numbers, or a function of its shape.
     - ``work``: floating-point operations that one call takes where they are many (a decomposition, products of
       matrices), from the operands' shapes and the plain arguments: time is told from it.
     - ``faster``: what to do instead where that takes long.
-    - ``workspace``: peak of temporary memory beside operands and result, in multiples of one operand.
+    - ``workspace``: peak of temporary memory beside operands and result, in multiples of one operand; for cut
+      ``tensor`` also a function of the operands' shapes and the plain arguments that gives bytes.
     """
 
     cut: Cut
-    vectors: Literal["row", "column"] = "row"
+    vectors: Vectors = "row"
     reductions: Sequence[Reduction] = ()
     reduces: Callable[[Bindings], bool | Sequence[Reduction]] | None = None
     conclusion: Callable[..., Mapping[str, float]] | None = None
-    prepares: Callable[..., Mapping[str, AnyTensor]] | None = None
+    prepares: Sequence[Preparation] = ()
     shortcuts: tuple[Shortcut, ...] = ()
+    identities: tuple[str, ...] = ()
+    limits: Mapping[str, tuple[str, ...] | tuple[float, float]] = field(default_factory=dict)
     mass: Callable[[Sequence[Mass], Bindings], Mass] | None = None
     keys: Callable[[Mapping[str, TensorInfo]], Sequence[Group]] | None = None
     selects: Callable[[KeyFacts, Bindings], bool] | None = None
@@ -111,14 +125,17 @@ class Declaration:
     held: int | Callable[[tuple[int, ...]], int] = 0
     shape: Callable[[Sequence[tuple[int, ...]], Bindings], tuple[int, ...]] | None = None
     unchanged: Callable[[Sequence[tuple[int, ...]]], bool] | None = None
+    mends: bool = False
     spreads: bool = False
     work: Callable[[Sequence[tuple[int, ...]], Bindings], float] | None = None
     faster: str = ""
-    workspace: float = 2.0
+    workspace: float | Callable[[Sequence[tuple[int, ...]], Bindings], float] = 2.0
 
     def __post_init__(self) -> None:
         rounds = [one if isinstance(one, Reduction) else Reduction(one) for one in self.reductions]
         object.__setattr__(self, "reductions", tuple(rounds))
+        stages = (self.prepares,) if callable(self.prepares) else tuple(self.prepares)
+        object.__setattr__(self, "prepares", stages)
 
     def rounds(self, values: Bindings) -> Sequence[Reduction]:
         """The rounds of reductions that a call needs, whose plain arguments are known as far as they go."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, get_origin, overload
 
+from remelt.core.place import Place
 from remelt.core.random import Random
 from remelt.errors import RecipeError
 from remelt.recipe.declaration import ELEMENTS as ELEMENTS
@@ -111,7 +112,7 @@ class Method(Generic[P, R]):
     returns: str
     declaration: Declaration
     given: frozenset[str] = field(default=frozenset())
-    """The keyword arguments that the engine gives: ``sums``, ``random``, ``key``."""
+    """The keyword arguments that the engine gives: ``sums``, ``random``, ``key``, ``place``."""
 
     def __call__(self, *args: Operand, **kwargs: Any) -> Call:
         from remelt.recipe.signature import bind
@@ -213,7 +214,7 @@ def _declare(function: Callable[P, R], name: str, declaration: Declaration) -> M
     parameters, given = [], set()
     for parameter in inspect.signature(function).parameters.values():
         annotation = annotations.get(parameter.name)
-        if annotation is Random or parameter.name == "key":
+        if annotation in (Random, Place) or parameter.name == "key":
             given.add(parameter.name)
             continue
         kind = _kind(annotation, name, parameter.name)
@@ -238,7 +239,7 @@ def _kind(annotation: Any, method: str, parameter: str) -> str:
                 return item.kind
     raise RecipeError(
         f"method {method}: the annotation of {parameter!r} says no kind",
-        hint="use Same, Weight, Delta, Mask, Number, Integer, Flag, Text, Sums or Random of remelt.recipe.method",
+        hint="use Same, Weight, Delta, Mask, Number, Integer, Flag, Text, Sums, Random, Place of remelt.recipe.method",
     )
 
 
@@ -247,6 +248,8 @@ def _validate(method: Method[..., Any]) -> None:
     refuse = f"method {method.name}: "
     if declaration.cut not in ("element", "row", "tensor", "model"):
         raise RecipeError(f"{refuse}cut is element, row, tensor or model, but got {declaration.cut!r}")
+    if callable(declaration.workspace) and declaration.cut != "tensor":
+        raise RecipeError(f"{refuse}a `workspace` by shape is for cut 'tensor'")
     if declaration.cut == "row" and declaration.shape is not None:
         raise RecipeError(f"{refuse}a method of cut 'row' keeps the shape of its operands")
     if not method.tensor_parameters:
@@ -255,8 +258,8 @@ def _validate(method: Method[..., Any]) -> None:
         raise RecipeError(f"{refuse}cut 'model' and a function `keys` belong together")
     if bool(declaration.reductions) != ("sums" in method.given):
         raise RecipeError(f"{refuse}reductions and an argument `sums: Sums` belong together")
-    if (declaration.prepares is not None) != ("prepared" in method.given) or (
-        declaration.prepares is not None and declaration.cut != "tensor"
+    if bool(declaration.prepares) != ("prepared" in method.given) or (
+        declaration.prepares and declaration.cut != "tensor"
     ):
         raise RecipeError(f"{refuse}`prepares`, an argument `prepared: Prepared` and cut 'tensor' belong together")
     if (declaration.conclusion or declaration.reduces) and not declaration.reductions:
@@ -274,6 +277,8 @@ def _validate(method: Method[..., Any]) -> None:
             raise RecipeError(f"{refuse}the shortcut at {shortcut.parameter}={shortcut.value} names no argument")
         if next(one.kind for one in method.parameters if one.name == shortcut.parameter) == "numbers":
             raise RecipeError(f"{refuse}a shortcut is at one number, but {shortcut.parameter!r} is one for each model")
+    if unknown := {*declaration.limits, *declaration.identities} - names:
+        raise RecipeError(f"{refuse}limits and identities name no argument: {sorted(unknown)}")
     if declaration.casts is not None and declaration.casts not in names:
         raise RecipeError(f"{refuse}casts names no argument: {declaration.casts!r}")
     for parameter in method.parameters:

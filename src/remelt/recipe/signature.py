@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remelt.core.nearest import nearest_hint
+from remelt.core.place import Place
 from remelt.core.tensor_info import width_of_rows
 from remelt.errors import RecipeError, Span
 from remelt.recipe.blocks import BlockWeights, Search
@@ -38,6 +39,7 @@ def bind(method: Method[..., Any], call: Call) -> Bound:
         for node in placed.get(parameter.name, ()):
             if isinstance(node, Value) and not _names_model(parameter, node):
                 plain = _plain(method, parameter, node, call)
+                require_limits(method, parameter.name, plain, dict(call.spans).get(parameter.name) or node.span)
                 values.append((parameter.name, each_of(parameter, plain, count, node.span or call.span)))
             elif parameter.is_tensor:
                 operands.append((parameter, _operand(node)))
@@ -175,6 +177,26 @@ def _plain(method: Method[..., Any], parameter: MethodParameter, node: Value, ca
     raise RecipeError(f"{method.name} needs {wanted} for {parameter.name!r}, but got {value!r}", hint=hint, span=span)
 
 
+def require_limits(method: Method[..., Any], name: str, value: Any, span: Span | None = None) -> None:
+    """Refuse a plain value, or one of a list or of block weights, that its declaration does not allow."""
+    limits = method.declaration.limits.get(name)
+    if limits is None or value is None:
+        return
+    for one in value if isinstance(value, tuple) else value.numbers() if isinstance(value, BlockWeights) else (value,):
+        if isinstance(one, (str, float, int)) and not _is_within(one, limits):
+            *others, last = (repr(limit) if isinstance(limit, str) else f"{limit:g}" for limit in limits)
+            wanted = f"{', '.join(others)} or {last}" if isinstance(one, str) else f"from {', '.join(others)} to {last}"
+            wanted = wanted.replace("from 0 to inf", "0 or more").replace("from 1 to inf", "1 or more")
+            raise RecipeError(f"{method.name}: {name} is {wanted}, but got {one!r}", hint=method.signature, span=span)
+
+
+def _is_within(value: str | float, limits: Sequence[str] | Sequence[float]) -> bool:
+    if isinstance(value, str):
+        return value in limits
+    least, greatest = (float(limit) for limit in limits)
+    return least <= value <= greatest
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, BlockWeights, Search)) and not isinstance(value, bool)
 
@@ -207,6 +229,8 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
     for parameter in method.parameters:
         if parameter.kind == "numbers" and not parameter.required:
             given.setdefault(parameter.name, each_of(parameter, parameter.default, count))
+    for name, value in given.items():
+        require_limits(method, name, value)
     if "sums" in method.given and "sums" not in given:
         sums: dict[str, Any] = {}
         for reduction in method.declaration.rounds({**_defaults(method), **given}):
@@ -216,39 +240,50 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
             sums.update(reduce_tile(method, reduction, args, given, earlier))
             sums[ELEMENTS] = args[0].numel()
         given["sums"] = conclude(method, sums, given)
+    if "place" in method.given and "place" not in given:
+        given["place"] = Place(0, tuple(args[0].shape))
     if "prepared" in method.given and "prepared" not in given:
-        given["prepared"] = Prepared(lambda: prepare(method, args, given))
+        given["prepared"] = Prepared(preparations(method, args, given))
     return call_by_rows(method, args, given) if method.declaration.cut == "row" else method.function(*args, **given)
 
 
+Stage = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""What is made of whole operands, given what the stages before it made."""
+
+
 class Prepared(Mapping[str, Any]):
-    """What a method prepares, made when it is first looked at: some numbers need none of it."""
+    """What a method prepares, each stage made when it is first looked for: some numbers need none of it."""
 
-    def __init__(self, make: Callable[[], Mapping[str, Any]]) -> None:
-        self._make: Callable[[], Mapping[str, Any]] | None = make
-        self._made: Mapping[str, Any] = {}
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = list(stages)
+        self._made: dict[str, Any] = {}
+        self._first = True
 
-    def made(self) -> Mapping[str, Any]:
-        """It, made now at the latest."""
-        if self._make is not None:
-            self._made, self._make = self._make(), None
-        return self._made
+    def _advance(self) -> None:
+        self._made.update(self._stages.pop(0)(self._made))
+        self._first = False
 
     def __getitem__(self, name: str) -> Any:
-        return self.made()[name]
+        while name not in self._made and self._stages:
+            self._advance()
+        return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.made())
+        if self._first:
+            self._advance()
+        return iter(tuple(self._made))
 
     def __len__(self) -> int:
-        return len(self.made())
+        return len(tuple(iter(self)))
 
 
-def prepare(method: Method[..., Any], args: Sequence[Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
+def preparations(method: Method[..., Any], args: Sequence[Any], values: Mapping[str, Any]) -> list[Stage]:
     """What a method makes of its whole operands before its plain arguments count, but for those that it asks for."""
-    prepares = method.declaration.prepares
-    assert prepares is not None
-    return prepares(*args, **_asked(method, prepares, values, {}))
+
+    def stage(function: Callable[..., Mapping[str, Any]]) -> Stage:
+        return lambda made: function(*args, **_asked(method, function, values, {}, made))
+
+    return [stage(function) for function in method.declaration.prepares]
 
 
 def call_by_rows(method: Method[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], width: int = 0) -> Any:
@@ -310,15 +345,21 @@ def names_asked(function: Any) -> tuple[str, ...]:
 
 
 def _asked(
-    method: Method[..., Any], function: Any, values: Mapping[str, Any], sums: Mapping[str, Any]
+    method: Method[..., Any],
+    function: Any,
+    values: Mapping[str, Any],
+    sums: Mapping[str, Any],
+    prepared: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The values and sums that a function of a declaration names as keywords."""
+    """The values, sums and earlier preparations that a function of a declaration names as keywords."""
     wanted = function.__kwdefaults__ or {}
     defaults = _defaults(method)
     chosen: dict[str, Any] = {}
     for name in names_asked(function):
         if name == "sums":
             chosen[name] = sums
+        elif name == "prepared":
+            chosen[name] = prepared
         elif name in values or name not in wanted:
             chosen[name] = values.get(name, defaults.get(name))
     return chosen

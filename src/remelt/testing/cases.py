@@ -14,12 +14,21 @@ from torch import Tensor
 from remelt.archs.facts import KeyFacts, layout
 from remelt.check.spaces import SPACE_MASS, name_of
 from remelt.core.dtype import DType
+from remelt.core.place import Place
 from remelt.core.random import Random
 from remelt.core.tensor_info import TensorInfo, width_of_rows
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 from remelt.recipe.method import ELEMENTS, Mass, Method, MethodParameter
-from remelt.recipe.signature import call_by_rows, conclude, each_of, prepare, reduce_tile, sums_so_far
+from remelt.recipe.signature import (
+    Prepared,
+    call_by_rows,
+    conclude,
+    each_of,
+    preparations,
+    reduce_tile,
+    sums_so_far,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -131,19 +140,25 @@ class Case:
         offset: int = 0,
         sums: Mapping[str, Tensor] | None = None,
         chunk: int = 2**16,
+        shape: tuple[int, ...] | None = None,
     ) -> Any:
-        """The function's result, with what the engine gives; ``sums`` are computed unless they are given."""
+        """The function's result, with what the engine gives; ``sums`` are computed unless they are given.
+
+        ``offset`` is that of the tensors within others, of which ``shape`` is the shape.
+        """
         args, kwargs = self.arguments(tensors, settings)
         if "sums" in self.method.given:
             found = self.sums(tensors, settings, chunk=chunk) if sums is None else sums
             kwargs["sums"] = conclude(self.method, found, kwargs)
         if "prepared" in self.method.given:
-            kwargs["prepared"] = prepare(self.method, args, kwargs)
+            kwargs["prepared"] = Prepared(preparations(self.method, args, kwargs))
         if "key" in self.method.given:
             kwargs["key"] = key
         if "random" in self.method.given:
             size = tensors[0].numel() if isinstance(tensors[0], Tensor) else 0
             kwargs["random"] = Random(int(kwargs.get("seed", 0)), self.method.name, key, offset, size)
+        if "place" in self.method.given:
+            kwargs["place"] = Place(offset, tuple(tensors[0].shape) if shape is None else shape)
         by_row = self.method.declaration.cut == "row"
         return call_by_rows(self.method, args, kwargs) if by_row else self.method.function(*args, **kwargs)
 

@@ -129,14 +129,15 @@ def every_group(case: Case, models: list[dict[str, Tensor]]) -> None:
             group_result(case, models, group.inputs, group.outputs[0])
 
 
-def temporary_bytes(case: Case) -> Iterator[tuple[int, int]]:
-    """Bytes held beside operands and result, and those of the largest operand."""
+def temporary_bytes(case: Case) -> Iterator[tuple[int, int, list[tuple[int, ...]]]]:
+    """Bytes held beside operands and result, those of the largest operand, and the operands' shapes."""
     if case.method.declaration.cut == "model":
         models = models_of(case, torch.float32)
         for group in groups_of(case, case.layout()):
             run = partial(group_result, case, models, group.inputs, group.outputs[0])
-            yield peak_of(run), max(held[key].nbytes for held in models for key in group.inputs)
+            yield peak_of(run), max(held[key].nbytes for held in models for key in group.inputs), []
         return
     for one in with_masks(case):
         tensors = one.operands((96, 512))
-        yield peak_of(partial(one.apply, tensors, sums=one.sums(tensors, chunk=2**16))), tensors[0].nbytes
+        used = peak_of(partial(one.apply, tensors, sums=one.sums(tensors, chunk=2**16)))
+        yield used, tensors[0].nbytes, [tuple(tensor.shape) for tensor in tensors]

@@ -246,7 +246,7 @@ VERSION_0_1 |= {"cosine_add_a": VERSION_0_1["add_cosine_a"], "cosine_add_b": VER
 MISSING = {
     "rebasin": "it permutes a network's neurons to match another's, over many keys: run it there, and merge its result",
     "randperm": "it permutes a whole network's neurons there, which here is no method of one key: run it there",
-    "omit_non_finite": "a merge refuses tensors that are not finite: mend the model first, or leave the key out",
+    "omit_non_finite": "write it in version 1, where omit_non_finite(a, b) is b where a is not finite",
     "get_dtype": 'name the element type as a text, as in cast(a, dtype="fp16")',
     "get_device": "where a merge computes is an option of the merge: --device",
     "get_rank_from_ratio": "write it in version 1: truncate_rank(delta, share=0.5)",
