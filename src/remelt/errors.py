@@ -6,6 +6,7 @@ RemeltError                 the law, the facts, the remedy
 │   └── MissingExtraError   a feature needs an optional dependency
 ├── RefusedError            refused before a byte is written                    (exit code 3)
 │   ├── FormatError         a file is malformed, hostile, or of no known format
+│   ├── AdapterError        an adapter is broken, or is none of the model that it is applied to
 │   ├── ModelNameError      a model name fits no file, or several
 │   ├── RecipeError         a recipe says something that cannot be meant
 │   │   └── RecipeSyntaxError   its text is not a recipe
@@ -105,6 +106,10 @@ class RefusedError(RemeltError):
 
 class FormatError(RefusedError):
     """A file is malformed, hostile, or of no known format."""
+
+
+class AdapterError(RefusedError):
+    """An adapter is broken, or is none of the model that it is applied to."""
 
 
 class ModelNameError(RefusedError):

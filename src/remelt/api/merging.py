@@ -66,7 +66,7 @@ def merge(
     >>> merge(remelt.weighted_sum(remelt.model(a), remelt.model(b), alpha=0.25))
     {'w': tensor([0.2500, 0.2500])}
     """
-    source, chosen = _asked(recipe, output, options)
+    source, chosen = asked(recipe, output, options)
     with contextlib.closing(_merging([source], [output], chosen)) as running:
         merged = _drain(running, watch)
     return merged.tensors[0] if output is None else merged.paths[0]
@@ -101,12 +101,12 @@ def plan(recipe: Node | PathLike, output: PathLike | None = None, **options: Any
 
     Raises what `merge` would raise before writing.
     """
-    source, chosen = _asked(recipe, output, options)
+    source, chosen = asked(recipe, output, options)
     with prepare_merges([source], [output], chosen) as prepared:
         return prepared.groups[0].plan
 
 
-def _asked(recipe: object, output: object, options: Mapping[str, Any]) -> tuple[Source, MergeOptions]:
+def asked(recipe: object, output: object, options: Mapping[str, Any]) -> tuple[Source, MergeOptions]:
     """The recipe and the options of a merge; `OptionError` for arguments that are no such things."""
     if not isinstance(recipe, Node | str | os.PathLike):
         hint = "remelt.model(tensors) makes a recipe of tensors" if isinstance(recipe, Mapping) else None
@@ -123,11 +123,12 @@ def _asked(recipe: object, output: object, options: Mapping[str, Any]) -> tuple[
 
 def prepare_merges(sources: Sequence[Source], outputs: Sequence[PathLike | None], options: MergeOptions) -> Prepared:
     """Several merges up to their plans."""
-    paths = [None if output is None else _resolved(output, options) for output in outputs]
+    paths = [None if output is None else resolved(output, options) for output in outputs]
     return prepare(sources, paths, options, METHODS)
 
 
-def _resolved(output: PathLike, options: MergeOptions) -> Path:
+def resolved(output: PathLike, options: MergeOptions) -> Path:
+    """The path of a result: a folder where the options ask for one, else a file."""
     path = Path(output)
     wants_folder = options.max_shard_size is not None or path.is_dir() or str(output).endswith(("/", "\\"))
     wants_folder |= options.makes_folder
@@ -142,6 +143,13 @@ def _drain(running: Iterator[Progress | Merged], watch: Watch | None) -> Merged:
         elif watch is not None:
             watch(event)
     return merged
+
+
+def drain(prepared: Prepared, options: MergeOptions, watch: Watch | None) -> Merged:
+    """Run planned merges to their end."""
+    running: Any = run_prepared(prepared, options)
+    with contextlib.closing(running):
+        return _drain(running, watch)
 
 
 def _merging(sources: Sequence[Source], outputs: Sequence[PathLike | None], options: MergeOptions) -> Any:

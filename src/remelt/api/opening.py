@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
+from remelt.adapters.names import is_adapter
 from remelt.api.hashing import content_hash, find_by_hash
 from remelt.api.layer_views import view_of_layers
 from remelt.api.token_views import TokenAlignedCheckpoint
@@ -20,7 +21,7 @@ from remelt.errors import ModelNameError, Problem, RemeltError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import locate_model
 from remelt.formats.memory import MemoryCheckpoint
-from remelt.recipe.node import Model, Vocabulary
+from remelt.recipe.node import AdapterUse, Model, Vocabulary
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Opened:
     """The models of a bound graph; a context that closes their files."""
 
     inputs: dict[int, Input] = field(default_factory=dict)
+    bases: dict[int, Input] = field(default_factory=dict)
+    """For adapters, the model that the recipe says they change."""
     problems: list[Problem] = field(default_factory=list)
     _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -62,12 +65,37 @@ def open_models(graph: BoundGraph, models_dirs: Sequence[Path]) -> Opened:
         canonical[index] = known.setdefault(identity, index)
         if given is not None:
             opened.inputs[index] = given
+            if given.adapter is not None:
+                _open_base(index, given.adapter, graph.scopes[index], models_dirs, opened)
     _align_vocabularies(graph, models_dirs, opened)
     for place, step in enumerate(graph.steps):
         if step.input is not None and canonical.get(step.input, step.input) != step.input:
             graph.steps[place] = replace(step, input=canonical[step.input])
+        _mark_adapter(graph, place, opened)
     _make_labels_unique(opened)
     return opened
+
+
+def _mark_adapter(graph: BoundGraph, place: int, opened: Opened) -> None:
+    """Have a step that turned out to read an adapter give a delta."""
+    step = graph.steps[place]
+    given = None if step.input is None else opened.inputs.get(step.input)
+    if given is not None and given.adapter is not None and isinstance(step.node, Model):
+        graph.steps[place] = replace(step, node=replace(step.node, space="delta"))
+
+
+def _open_base(index: int, use: AdapterUse, scope: str, models_dirs: Sequence[Path], opened: Opened) -> None:
+    """Open the model that an adapter is said to change; one that the recipe reads anyway is not opened twice."""
+    if use.base is None:
+        return
+    try:
+        _, given = _open(use.base, Path(scope or "."), models_dirs, opened, {})
+    except RemeltError as error:
+        hint = None if error.hint is None else f"hint: {error.hint}"
+        opened.problems.append(Problem("", error.message, hint, use.base.span))
+        return
+    assert given is not None
+    opened.bases[index] = given
 
 
 def _open(
@@ -77,15 +105,16 @@ def _open(
     if model.tensors is not None:
         from remelt.engine.tensors import describe_tensors
 
-        identity: tuple[object, ...] = (id(model.tensors), model.space, model.layers, model.vocabulary)
+        identity: tuple[object, ...] = (id(model.tensors), model.space, model.layers, model.vocabulary, model.adapter)
         if identity in known:
             return identity, None
-        checkpoint = MemoryCheckpoint(describe_tensors(model.tensors, model.name))
+        held = model.tensors
+        checkpoint = held if isinstance(held, Checkpoint) else MemoryCheckpoint(describe_tensors(held, model.name))
         label = model.name
     else:
         folders = [folder, *models_dirs]
         path = _locate(model, folders)
-        identity = (path.resolve(), model.space, model.sha256, model.layers, model.vocabulary)
+        identity = (path.resolve(), model.space, model.sha256, model.layers, model.vocabulary, model.adapter)
         if identity in known:
             return identity, None
         checkpoint = opened._files.enter_context(_open_locked(path, model, folders))
@@ -93,7 +122,12 @@ def _open(
     if model.layers is not None:
         checkpoint = view_of_layers(checkpoint, model.layers, label)
         label = f"{label}, layers {model.layers.start} to {model.layers.stop}"
-    return identity, Input(label, model, checkpoint, detect(checkpoint.tensors))
+    use = model.adapter
+    if not isinstance(model.tensors, Checkpoint) and is_adapter(checkpoint.tensors) and model.space != "param":
+        use, model = use or AdapterUse(), replace(model, space="delta")
+    elif use is not None:
+        raise ModelNameError(f"{label} is no adapter: its tensors are those of a model", hint=f'model("{model.name}")')
+    return identity, Input(label, model, checkpoint, detect(checkpoint.tensors), use)
 
 
 def _align_vocabularies(graph: BoundGraph, models_dirs: Sequence[Path], opened: Opened) -> None:

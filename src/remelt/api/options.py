@@ -16,7 +16,7 @@ from remelt.errors import OptionError
 
 _DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu)(?::[0-9]+)?")
 
-DECISIVE = ("compute_dtype", "dialect", "dtype", "missing", "nonfinite", "title")
+DECISIVE = ("compute_dtype", "dialect", "dtype", "ignore_unused", "missing", "nonfinite", "title")
 """Options that decide what a result is, beside its recipe: where they are not the default, it carries them too."""
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class MergeOptions:
     - ``like``: a model's folder, of which a result that is a folder takes configurations, tokenizers and file names; by
       default an input's.
     - ``title``: what user interfaces call the result; by default the titles of its models.
+    - ``ignore_unused``: whether modules of adapters that the model lacks are left out, and not refused.
     - ``fallback``: a model that gives what the recipe's result lacks.
     - ``cache``: a `Cache` that repeated merges of the same models share; its size counts within ``memory``.
     """
@@ -62,6 +63,7 @@ class MergeOptions:
     dialect: str | None = None
     like: PathLike | None = None
     title: str | None = None
+    ignore_unused: bool = False
     fallback: PathLike | None = None
     cache: Cache | None = None
     config: Path | None = field(default=None)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remelt.api.dialect_views import in_one_spelling, keys_without_a_place, wanted_dialect
 from remelt.api.embedding import portable_text
@@ -36,12 +36,16 @@ from remelt.engine.executor import describe_executor
 from remelt.errors import CheckError, OptionError, Problem, RecipeError
 from remelt.formats.locate import models_folders
 from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
+from remelt.recipe.adapter import ADAPTER, AdapterForm, expand_adapters, peel
 from remelt.recipe.layers import LAYERS, STACK, expand_layers
 from remelt.recipe.method import Method
 from remelt.recipe.node import Call, Model, Node
 from remelt.recipe.signature import name_all_models
 from remelt.recipe.vocabulary import ALIGN, expand_vocabularies
 from remelt.recipe.walk import topological
+
+if TYPE_CHECKING:
+    from remelt.api.adapter_outputs import Adapted
 
 EXECUTOR_KEY = "remelt_executor"
 CHECKSUM_KEY = "remelt_checksum"
@@ -56,6 +60,8 @@ class PreparedGroup:
     positions: tuple[int, ...]
     sources: tuple[tuple[int, ...], ...]
     companions: tuple[tuple[tuple[Path | bytes, str], ...], ...]
+    adapted: Adapted | None = None
+    """How a result that is an adapter was made."""
 
 
 @dataclass
@@ -78,8 +84,14 @@ def prepare(
     outputs: Sequence[Path | None],
     options: MergeOptions,
     methods: Mapping[str, Method[..., Any]],
+    *,
+    ranks: Mapping[str, int] | None = None,
+    measures: bool = False,
 ) -> Prepared:
     """Plan merges of recipes to outputs (None: memory).
+
+    ``ranks`` are those of weights by key, for a result that is an adapter; where it ``measures``, that result has the
+    squares of the singular values of each weight instead.
 
     Raises `RecipeError`, `CheckError` with all problems, `BudgetError` or `OutputError`; nothing was written then.
     """
@@ -89,7 +101,9 @@ def prepare(
             refuse_output(output, options.overwrite)
     folders = models_folders([Path(folder) for folder in options.models_dirs])
     given = [_with_fallback(source.recipe, options) for source in sources]
-    recipes = [_with_views(recipe, methods) for recipe in given]
+    peeled = [peel(recipe) for recipe in given]
+    forms = [None if form is None else _adapted(form, ranks, measures=measures) for _, form in peeled]
+    recipes = [_with_views(recipe, methods) for recipe, _ in peeled]
     graph = bind_recipes(recipes, methods, [str(source.folder) for source in sources])
     opened = open_models(graph, folders)
     try:
@@ -101,7 +115,7 @@ def prepare(
             for source, recipe, output in zip(sources, given, outputs, strict=True)
         ]
         groups = [
-            _Group(graph, opened, masses, positions, used, options).prepare(outputs, texts)
+            _Group(graph, opened, masses, positions, used, options, forms).prepare(outputs, texts)
             for positions, used in input_groups(graph)
         ]
         refuse_full_disk([output for group in groups for output in group.plan.outputs])
@@ -109,6 +123,12 @@ def prepare(
         opened.close()
         raise
     return Prepared(groups, opened)
+
+
+def _adapted(form: AdapterForm, ranks: Mapping[str, int] | None, *, measures: bool) -> Adapted:
+    from remelt.api.adapter_outputs import Adapted
+
+    return Adapted(form, ranks, measures)
 
 
 def _with_fallback(recipe: Node, options: MergeOptions) -> Node:
@@ -119,9 +139,11 @@ def _with_fallback(recipe: Node, options: MergeOptions) -> Node:
 
 def _with_views(recipe: Node, methods: Mapping[str, Method[..., Any]]) -> Node:
     """The recipe with models of which a part is read, or rows in another order, as views of themselves."""
-    if not any(isinstance(node, Call) and node.method in (LAYERS, STACK, ALIGN) for node in topological(recipe)):
+    if not any(
+        isinstance(node, Call) and node.method in (LAYERS, STACK, ALIGN, ADAPTER) for node in topological(recipe)
+    ):
         return recipe
-    return expand_layers(expand_vocabularies(name_all_models(recipe, methods)))
+    return expand_layers(expand_vocabularies(expand_adapters(name_all_models(recipe, methods))))
 
 
 def _refuse(problems: Sequence[Problem], graph: BoundGraph) -> None:
@@ -144,11 +166,16 @@ class _Group:
         positions: Sequence[int],
         used: Sequence[int],
         options: MergeOptions,
+        forms: Sequence[Adapted | None],
     ) -> None:
+        self.form = next((forms[position] for position in positions if forms[position] is not None), None)
+        if self.form is not None:
+            self.form.refuse_others(len(positions), masses[graph.roots[positions[0]]])
         self.graph, self.masses, self.positions, self.options = graph, masses, positions, options
         self.roots = [graph.roots[position] for position in positions]
         self.problems: list[Problem] = []
         self.inputs = {index: opened.inputs[index] for index in used}
+        self.bases = {index: opened.bases[index] for index in used if index in opened.bases}
         self.spelling = IN_FULL
         self.excused: frozenset[str] = frozenset()
 
@@ -156,12 +183,22 @@ class _Group:
         order = [index for root in self.roots for index in (*self.weights_of(root), *self.graph.models_of(root))]
         own = [outputs[position] for position in self.positions]
         like = None if self.options.like is None else Path(self.options.like)
+        if any(given.adapter is not None for given in self.inputs.values()):
+            from remelt.api.adapter_views import with_adapters
+
+            compute, ignore = self.options.compute, self.options.ignore_unused
+            self.inputs = with_adapters(self.inputs, order, self.bases, compute, self.problems, ignore_unused=ignore)
+            _refuse(self.problems, self.graph)
         dialect = wanted_dialect(self.options.dialect, own, self.inputs[order[0]])
+        if self.form is not None:
+            dialect = self.form.settle(self.inputs[order[0]])
         self.inputs, self.spelling = in_one_spelling(self.inputs, order, dialect, like, self.problems)
         self.excused = keys_without_a_place(self.inputs.values(), self.spelling)
         for root in self.roots:
             refuse_strange_stacks(list(self.inputs_of(root).values()))
         report = self.check()
+        if self.form is not None:
+            report = self.form.tasks(report)
         planned = [
             self.output(place, report, outputs[position], texts[position])
             for place, position in enumerate(self.positions)
@@ -178,7 +215,7 @@ class _Group:
         companions = tuple(
             tuple(self.companions(root, output)) for root, output in zip(self.roots, planned, strict=True)
         )
-        return PreparedGroup(plan, self.inputs, tuple(self.positions), sources, companions)
+        return PreparedGroup(plan, self.inputs, tuple(self.positions), sources, companions, self.form)
 
     def check(self) -> KeyReport:
         """Archs, names and keys; all their problems at once."""
@@ -226,16 +263,23 @@ class _Group:
             CHECKSUM_KEY: PLACEHOLDER,
             RECIPE_KEY: text,
         }
+        metadata |= self.first_of(root).checkpoint.inherited
         if path.suffix == SUFFIX and self.spelling.dialect == ORIGINAL and space == "weight":
             models = [self.inputs[index] for index in self.weights_of(root)]
             metadata |= model_spec(models, tensors, self.options.title)
         if self.options.decisive:
             metadata[OPTIONS_KEY] = json.dumps(self.options.decisive)
+        if self.form is not None:
+            path = self.form.path(path, overwrite=self.options.overwrite)
+            return PlannedOutput(str(path), space, tensors, self.form.lay_out(tensors, metadata, path))
         layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes)
         return PlannedOutput(str(path), space, tensors, layout)
 
     def companions(self, root: int, output: PlannedOutput) -> Iterator[tuple[Path | bytes, str]]:
         """The small files beside a result; a configuration tells how many layers and tokens it has."""
+        if self.form is not None:
+            yield from self.form.companions(output)
+            return
         found: list[tuple[Path | bytes, str]] = list(companions_of(self.small_files(root), output))
         parts = [given for given in self.inputs_of(root).values() if given.model.layers is not None]
         if parts:
@@ -282,7 +326,9 @@ class _Group:
 
     def warnings(self, report: KeyReport, outputs: Sequence[PlannedOutput]) -> Iterator[str]:
         """What a person should know before this is run."""
-        if any(output.space == "delta" for output in outputs):
+        if self.form is not None:
+            yield from self.form.warnings()
+        elif any(output.space == "delta" for output in outputs):
             yield "the result is a difference of models (a delta), which no program can load as a model"
         for (lacking, having, settled), keys in report.lacking.items():
             done = f"taken from {having}" if settled == "first" else "left out"

@@ -138,7 +138,10 @@ class _Binder:
 
     def model(self, node: Model) -> int:
         held = None if node.tensors is None else id(node.tensors)
-        identity = (self.scope, node.name, node.sha256, node.space, node.arch, held, node.layers, node.vocabulary)
+        identity = (
+            *(self.scope, node.name, node.sha256, node.space, node.arch, held),
+            *(node.layers, node.vocabulary, node.adapter),
+        )
         found = self.known.get(identity)
         if found is None:
             self.graph.models.append(node)

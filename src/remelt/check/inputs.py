@@ -12,7 +12,7 @@ from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import Problem
 from remelt.formats.checkpoint import Checkpoint
-from remelt.recipe.node import Model
+from remelt.recipe.node import AdapterUse, Model
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Input:
     model: Model
     checkpoint: Checkpoint
     detection: Detection
+    adapter: AdapterUse | None = None
+    """Set where it is an adapter: it is zero where it has no key."""
 
     @property
     def note(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from remelt.archs.facts import KeyFacts
 from remelt.check.arguments import floating_type, refuse_by_key
@@ -25,20 +25,11 @@ from remelt.check.program import (
     Slot,
     compact,
 )
+from remelt.check.states import OWN, State, joined, sole_operand
 from remelt.core.dtype import DType
+from remelt.methods import METHODS
 from remelt.recipe.blocks import BlockWeights
 from remelt.recipe.method import Group
-
-
-class _State(NamedTuple):
-    """A step at a key: its register (None: absent), whose element type it has, and why it is absent."""
-
-    register: int | None
-    dtype: DType | int = 0
-    source_key: str | None = None
-    lacking: tuple[str, ...] = ()
-    shapes: tuple[str, str] | None = None
-    integral: bool = False
 
 
 class Specialiser:
@@ -138,7 +129,8 @@ class Specialiser:
             for key in keys:
                 state = walk.states[root, key]
                 if state.register is not None:
-                    outputs.append(Output(position, key, state.register, state.dtype, state.source_key))
+                    dtype = DType.F32 if state.dtype == OWN else state.dtype
+                    outputs.append(Output(position, key, state.register, dtype, state.source_key))
                 elif state.lacking or state.shapes:
                     stranded.append(Stranded(position, key, state.lacking, state.shapes))
         program = compact(walk.instructions, outputs, walk.shapes) if outputs else None
@@ -159,7 +151,7 @@ class _Walk:
     ) -> None:
         self.owner, self.present, self.describe, self.given, self.groups = owner, present, describe, given, groups
         self.integers = integers
-        self.states: dict[Place, _State] = {}
+        self.states: dict[Place, State] = {}
         self.instructions: list[Instruction] = []
         self.shapes: list[Shape | None] = []
         self.loaded: dict[Place, int] = {}
@@ -189,28 +181,35 @@ class _Walk:
         self.shapes.append(shape)
         return len(self.instructions) - 1
 
-    def visit(self, index: int, key: str | None) -> _State:
+    def visit(self, index: int, key: str | None) -> State:
         step = self.owner.graph.steps[index]
         if step.input is not None:
+            given = self.owner.inputs[step.input]
             if (step.input, key) not in self.present:
-                return _State(None, lacking=(self.owner.inputs[step.input].label,))
+                return State(None, zero=True) if given.adapter is not None else State(None, lacking=(given.label,))
             place = (step.input, key)
             if place not in self.loaded:
                 shape = None if self.given is None else self.given[place]
                 self.loaded[place] = self.emit(Load(step.input, key), shape)
-            return _State(self.loaded[place], step.input, key, integral=place in self.integers)
+            own = OWN if given.adapter is not None else step.input
+            return State(self.loaded[place], own, key, integral=place in self.integers)
         assert step.method is not None
         if index in self.groups and key is not None and key in self.groups[index]:
             return self.visit_group(index, step, self.groups[index][key], key)
         operands = [self.states[operand, key] for _, operand in step.operands]
         if index in self.owner.selecting and not self.owner.selects(index, self.describe(key).facts):
-            return _State(None, lacking=())
+            return State(None, lacking=())
         declaration = step.method.declaration
         if declaration.first_present or declaration.cut == "model":
             return self.first_present(operands)
         if self.describe(key).copied:
             tensors = [s for s, (_, o) in zip(operands, step.operands, strict=True) if self.owner.masses[o] is not None]
             return self.first_present(tensors)
+        if any(state.zero for state in operands):
+            found = self.beside_zeros(index, step, operands)
+            if isinstance(found, State):
+                return found
+            operands = found
         if self.given is not None and (clash := self.clash(step, operands, key)) is not None:
             return clash
         if self.integers and (whole := self.integers_only(step, operands)) is not None:
@@ -224,13 +223,27 @@ class _Walk:
             return self.absent(step, operands)
         return self.apply(index, step, operands, key)
 
-    def first_present(self, operands: Sequence[_State]) -> _State:
+    def beside_zeros(self, index: int, step: Step, operands: Sequence[State]) -> State | list[State]:
+        """What a call is where some operands are zero: one of the others, zero, or a call of operands with zeros."""
+        assert step.method is not None
+        masks = {operand for _, operand in step.operands if self.owner.masses[operand] is None}
+        found = sole_operand(step, operands, masks)
+        if found is not None:
+            return found
+        first = next((state.register for state in operands if state.register is not None), None)
+        if first is None:
+            return self.absent(step, operands)
+        nothing = Apply(METHODS["scale"], (Register(first), Constant(0.0)), (), (first,), None, step=index)
+        zeros = State(self.emit(nothing, self.shapes[first]), OWN)
+        return [zeros if state.zero else state for state in operands]
+
+    def first_present(self, operands: Sequence[State]) -> State:
         for state in operands:
             if state.register is not None or state.shapes is not None:
                 return state
-        return _State(None, lacking=_joined(operands))
+        return State(None, lacking=joined(operands), zero=any(state.zero for state in operands))
 
-    def clash(self, step: Step, operands: Sequence[_State], key: str | None) -> _State | None:
+    def clash(self, step: Step, operands: Sequence[State], key: str | None) -> State | None:
         """What does not fit among the operands that are there: shapes, or integers among floating-point numbers."""
         assert step.method is not None
         broken = next((state for state in operands if state.shapes is not None), None)
@@ -240,7 +253,7 @@ class _Walk:
         known = [shape for register in registers if (shape := self.shapes[register]) is not None]
         comparable = step.method.declaration.shape is None and len(known) == len(registers)
         if comparable and any(shape != known[0] for shape in known):
-            return _State(None, shapes=self.mismatch(step, registers, known, key))
+            return State(None, shapes=self.mismatch(step, registers, known, key))
         tensors = self.tensors(step, operands)
         odd = next((state for state in tensors if state.integral), None)
         plain = next((state for state in tensors if not state.integral), None)
@@ -251,28 +264,28 @@ class _Walk:
         message = (
             f"{{key}} is {dtype}, but holds floating-point numbers in {labels[1]}: {step.method.name} mixes no integers"
         )
-        return _State(None, shapes=(labels[0], message))
+        return State(None, shapes=(labels[0], message))
 
-    def tensors(self, step: Step, operands: Sequence[_State]) -> list[_State]:
+    def tensors(self, step: Step, operands: Sequence[State]) -> list[State]:
         """The operands that are there, without masks."""
         pairs = zip(operands, step.operands, strict=True)
         return [s for s, (_, o) in pairs if self.owner.masses[o] is not None and s.register is not None]
 
-    def integers_only(self, step: Step, operands: Sequence[_State]) -> _State | None:
+    def integers_only(self, step: Step, operands: Sequence[State]) -> State | None:
         """Integers are copied, never averaged: the first operand that there is, where all are."""
         tensors = self.tensors(step, operands)
         return tensors[0] if tensors and all(state.integral for state in tensors) else None
 
-    def absent(self, step: Step, operands: Sequence[_State]) -> _State:
+    def absent(self, step: Step, operands: Sequence[State]) -> State:
         """Some operand has no such key: the call has none either, and says whose fault that is."""
         shapes = next((state.shapes for state in operands if state.shapes is not None), None)
-        lacking = _joined(operands)
+        lacking = joined(operands)
         if not lacking and shapes is None and any(state.register is not None for state in operands):
             place = f" (line {step.span.line})" if step.span is not None else ""
             lacking = (f"an operand of {step.method.name}{place}",)  # type: ignore[union-attr]
-        return _State(None, lacking=lacking, shapes=shapes)
+        return State(None, lacking=lacking, shapes=shapes)
 
-    def is_unchanged(self, step: Step, operands: Sequence[_State]) -> bool:
+    def is_unchanged(self, step: Step, operands: Sequence[State]) -> bool:
         """Whether the shapes say that the first operand is the result."""
         assert step.method is not None
         rule = step.method.declaration.unchanged
@@ -282,7 +295,7 @@ class _Walk:
         known = [shape for shape in shapes if shape is not None]
         return len(known) == len(shapes) and rule(known)
 
-    def shortcut(self, index: int, step: Step, operands: Sequence[_State], key: str | None) -> _State | None:
+    def shortcut(self, index: int, step: Step, operands: Sequence[State], key: str | None) -> State | None:
         assert step.method is not None
         if not step.method.declaration.shortcuts:
             return None
@@ -297,14 +310,14 @@ class _Walk:
         return None
 
     @staticmethod
-    def as_first(state: _State, operands: Sequence[_State]) -> _State:
+    def as_first(state: State, operands: Sequence[State]) -> State:
         """An operand in the first one's element type: what a result is stored in never depends on a number."""
-        first = operands[0]
+        first = next((one for one in operands if one.dtype != OWN), operands[0])
         if state.register is None or first.register is None:
             return state
         return state._replace(dtype=first.dtype, source_key=first.source_key)
 
-    def apply(self, index: int, step: Step, operands: Sequence[_State], key: str | None) -> _State:
+    def apply(self, index: int, step: Step, operands: Sequence[State], key: str | None) -> State:
         assert step.method is not None
         registers = [state.register for state in operands if state.register is not None]
         shapes = [self.shapes[register] for register in registers]
@@ -319,8 +332,9 @@ class _Walk:
         own_key = key if self.groups else None
         applied = Apply(step.method, arguments, keywords, tuple(registers), own_key, cast, index, step.occurrence)
         refuse_by_key(step, applied)
-        dtype = cast if cast is not None else operands[0].dtype
-        return _State(self.emit(applied, shape), dtype, operands[0].source_key)
+        first = next((state for state in operands if state.dtype != OWN), operands[0])
+        dtype = cast if cast is not None else first.dtype
+        return State(self.emit(applied, shape), dtype, first.source_key)
 
     def arguments(
         self, index: int, step: Step, registers: Sequence[int], key: str | None
@@ -377,7 +391,7 @@ class _Walk:
             return self.owner.inputs[instruction.input].label
         return "a computed tensor"
 
-    def visit_group(self, index: int, step: Step, group: Group, key: str) -> _State:
+    def visit_group(self, index: int, step: Step, group: Group, key: str) -> State:
         """A method of cut ``model``: called once for its group, each output an item of what it returns."""
         if key not in group.outputs:
             return self.first_present([self.states[operand, key] for _, operand in step.operands])
@@ -397,8 +411,4 @@ class _Walk:
             self.computed[place] = self.emit(applied, None)
         state = self.states[first, key]
         item = self.emit(Item(self.computed[place], key), self.shapes[state.register or 0])
-        return _State(item, state.dtype, state.source_key)
-
-
-def _joined(operands: Sequence[_State]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(label for state in operands for label in state.lacking))
+        return State(item, state.dtype, state.source_key)

@@ -23,6 +23,8 @@ class Checkpoint(ABC):
     format: str
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    inherited: Mapping[str, str] = {}
+    """Metadata that a file that is written of it alone has, too."""
 
     @abstractmethod
     def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:

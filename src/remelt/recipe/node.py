@@ -112,13 +112,21 @@ class Vocabulary:
     members: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class AdapterUse:
+    """That a file is read as an adapter; ``base`` is the model that it changes, where that is said."""
+
+    base: Model | None = None
+
+
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Model(Node):
     """A checkpoint, by path, by name in a models folder, or as tensors in memory.
 
     ``sha256`` locks it to one content; ``space`` is what its tensors mean; ``arch`` states its architecture where that
     shall not be inferred. ``layers`` is set where `stack_layers` reads a part of it, ``vocabulary`` where
-    `align_vocabulary` puts its tokens in order: no text says them of a model.
+    `align_vocabulary` puts its tokens in order, ``adapter`` where it stands for a difference: no text says them of a
+    model.
     """
 
     name: str
@@ -129,6 +137,7 @@ class Model(Node):
     span: Span | None = None
     layers: LayerRange | None = None
     vocabulary: Vocabulary | None = None
+    adapter: AdapterUse | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Node], tuple[object, ...]]:
         return Node.__reduce__(self)
@@ -312,7 +321,8 @@ def _content(node: Node) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
         return "Value", (node.value,), ()
     if isinstance(node, Model):
         held = None if node.tensors is None else _Tensors(node.tensors)
-        part = () if node.layers is None and node.vocabulary is None else (node.layers, node.vocabulary)
+        views = (node.layers, node.vocabulary, node.adapter)
+        part = () if all(view is None for view in views) else views
         return "Model", (node.name, node.sha256, node.space, node.arch, held, *part), ()
     if isinstance(node, Parameter):
         return "Parameter", (node.name, node.space, node.arch), ()

@@ -1,0 +1,107 @@
+"""Differences as factors, as steps of the engine: what a task for one weight computes in the place of the weight.
+
+They are declared as merge methods, so that a plan counts their memory and their time, but no recipe can name them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remelt.adapters.factors import factors_of, gram, nearest_factor
+from remelt.recipe.method import Bindings, Delta, Integer, Method, merge_method
+
+MEASURED = 2
+"""Numbers that a measurement begins with: the energy of all, and how many squares follow."""
+
+
+def matrix_sides(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a weight as a matrix: outputs, and everything else."""
+    return (shape[0], math.prod(shape[1:])) if shape else (0, 0)
+
+
+def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    """As `truncate_rank` has it."""
+    sides = matrix_sides(shapes[0])
+    return 2.5 * min(sides) ** 3 + 0.4 * min(sides) ** 2 * max(sides)
+
+
+def _workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    """Bytes that it holds: matrices of the smaller side, and the factors."""
+    sides = matrix_sides(shapes[0])
+    rank = min(int(values.get("rank", min(sides))), min(sides))
+    return 8.0 * (5.0 * min(sides) ** 2 + 4.0 * max(2**20, 256 * min(sides)) + 4.0 * rank * sum(sides))
+
+
+@merge_method(cut="tensor", work=_work, workspace=_workspace)
+def measured(delta: Delta) -> Delta:
+    """The squares of the singular values of a weight as a matrix, the largest first."""
+    rows = delta.flatten(1)
+    squares = torch.linalg.eigvalsh(gram(rows if rows.shape[0] <= rows.shape[1] else rows.T))
+    found: Any = {"squares": squares.flip(0).clamp_(min=0.0)}
+    return found  # type: ignore[no-any-return]
+
+
+@merge_method(cut="tensor", work=_work, workspace=_workspace)
+def lora_factors(delta: Delta, *, rank: Integer) -> Delta:
+    """The factors of the nearest difference of a rank, as a LoRA's parts; that rank is also its alpha."""
+    found = factors_of(delta.flatten(1), rank, None)
+    kernel = delta.shape[2:]
+    up, down = _padded(found.up, rank), _padded(found.down.T, rank).T
+    parts: Any = {
+        "up": up.reshape(up.shape[0], rank, *(1 for _ in kernel)),
+        "down": down.reshape(rank, *delta.shape[1:]),
+        "alpha": torch.tensor(float(rank)),
+    }
+    return parts  # type: ignore[no-any-return]
+
+
+def _padded(columns: Tensor, rank: int) -> Tensor:
+    """As many columns as a rank asks for, where there are fewer: of zeros."""
+    missing = rank - columns.shape[1]
+    return columns if missing <= 0 else torch.cat((columns, columns.new_zeros(columns.shape[0], missing)), 1)
+
+
+def lora_shapes(shape: Sequence[int], rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a LoRA's parts for a weight of that shape."""
+    ones = tuple(1 for _ in shape[2:])
+    return {"up": (shape[0], rank, *ones), "down": (rank, *shape[1:]), "alpha": ()}
+
+
+def _kron_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    one, other = (math.prod(part) for part in lokr_shapes(shapes[0], int(values.get("factor", -1))).values())
+    return 2.5 * min(one, other) ** 3 + 0.4 * min(one, other) ** 2 * max(one, other)
+
+
+def _kron_workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    one, other = (math.prod(part) for part in lokr_shapes(shapes[0], int(values.get("factor", -1))).values())
+    return 8.0 * (2.0 * math.prod(shapes[0]) + 5.0 * min(one, other) ** 2 + 4.0 * max(2**20, 256 * min(one, other)))
+
+
+@merge_method(cut="tensor", work=_kron_work, workspace=_kron_workspace)
+def lokr_factors(delta: Delta, *, factor: Integer = -1) -> Delta:
+    """The two matrices whose Kronecker product is nearest to a difference, as a LoKr's parts."""
+    shapes = lokr_shapes(delta.shape, factor)
+    (rows, columns), inner = shapes["w1"], shapes["w2"]
+    split = delta.reshape(rows, inner[0], columns, inner[1], -1).transpose(1, 2)
+    arranged = split.reshape(rows * columns, -1)
+    found = factors_of(arranged, 1, None)
+    parts: Any = {"w1": found.up.reshape(rows, columns), "w2": found.down.reshape(inner)}
+    return parts  # type: ignore[no-any-return]
+
+
+def lokr_shapes(shape: Sequence[int], factor: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a LoKr's parts: the first is of the divisors nearest to the factor.
+
+    >>> lokr_shapes((320, 320, 3, 3), 8)
+    {'w1': (8, 8), 'w2': (40, 40, 3, 3)}
+    """
+    rows, columns = nearest_factor(shape[0], factor), nearest_factor(shape[1], factor)
+    return {"w1": (rows, columns), "w2": (shape[0] // rows, shape[1] // columns, *shape[2:])}
+
+
+METHODS: Mapping[str, Method[..., Any]] = {"lora": lora_factors, "lokr": lokr_factors}

@@ -1,0 +1,143 @@
+"""Which tensor of a model each module of an adapter changes, whatever layout of the model it was named by."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from remelt.adapters.names import AdapterModule, modules_of
+from remelt.archs.arch import Arch
+from remelt.archs.dialects import ORIGINAL, Conversion, Spelling, dialects_of, from_original, to_original
+from remelt.core.dtype import DType
+from remelt.core.pieces import Converted, Piece
+from remelt.core.tensor_info import TensorInfo
+from remelt.errors import AdapterError, FormatError
+
+_WEIGHT, _BIAS = ".weight", ".bias"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor of a model by its key in one dialect; ``folder`` is where diffusers has it, if that is known."""
+
+    dialect: str
+    key: str
+    folder: str
+
+
+@dataclass
+class Layouts:
+    """A model's tensors in every dialect of its arch, and how those of the original one are made of each."""
+
+    tensors: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    """By dialect and key."""
+    originals: dict[str, dict[str, Converted]] = field(default_factory=dict)
+    """By dialect, the tensors of the original one."""
+    names: dict[str, list[Named]] = field(default_factory=dict)
+    """By a module's path with underscores for dots, what it may mean: keys without what says weight or bias."""
+
+    @staticmethod
+    def of(arch: Arch | None, tensors: Mapping[str, TensorInfo]) -> Layouts:
+        """The layouts of a model whose tensors are spelled as in the original dialect, or of no known arch."""
+        found = Layouts()
+        found.tensors[ORIGINAL] = dict(tensors)
+        found.originals[ORIGINAL] = {key: _itself(key, info) for key, info in tensors.items()}
+        for path, named in _names_of_originals(arch, tensors):
+            found.names.setdefault(path, []).append(named)
+        for dialect in dialects_of(arch)[1:] if arch is not None else ():
+            assert arch is not None
+            found._add(arch, dialect, tensors)
+        return found
+
+    @staticmethod
+    def own(adapters: Sequence[Mapping[str, TensorInfo]]) -> Layouts:
+        """What LoRAs tell by themselves of the model that they change: its modules by their own names, and shapes.
+
+        Raises `AdapterError` where one is of another kind: then only the model tells.
+        """
+        found = Layouts({ORIGINAL: {}}, {ORIGINAL: {}})
+        for tensors in adapters:
+            for module in modules_of(tensors).values():
+                if found.find(module) is not None:
+                    continue
+                up, down = (module.parts.get(part) for part in ("lora_up.weight", "lora_down.weight"))
+                if up is None or down is None or len(tensors[up].shape) < 2 or module.options:
+                    raise AdapterError(
+                        f"{module.name} does not tell the shape of the model's tensor", hint="name the model: base="
+                    )
+                key = f"{module.name}{_WEIGHT}"
+                info = TensorInfo(DType.F32, (tensors[up].shape[0], *tensors[down].shape[1:]))
+                found.tensors[ORIGINAL][key] = info
+                found.originals[ORIGINAL][key] = _itself(key, info)
+                for path, places in module.paths:
+                    named = Named(ORIGINAL, module.name, places[0] if places else "")
+                    found.names.setdefault(path, []).append(named)
+        return found
+
+    def _add(self, arch: Arch, dialect: str, tensors: Mapping[str, TensorInfo]) -> None:
+        spelling = Spelling(dialect)
+        try:
+            there = {key: one.info for key, one in from_original(arch, spelling, tensors).tensors.items()}
+            back: Conversion = to_original(arch, spelling, there)
+        except FormatError:  # a part of a model, or one that is no model of its arch: its own names are left
+            return
+        self.tensors[dialect] = there
+        self.originals[dialect] = {key: one for key, one in back.tensors.items() if key in tensors}
+        for key in there:
+            folder, _, rest = key.rpartition("/")
+            self.names.setdefault(_path(rest), []).append(Named(dialect, _module(key), folder))
+
+    def find(self, module: AdapterModule) -> Named | None:
+        """What a module's name means: in the component that it names, else wherever there is but one of that name."""
+        for path, places in module.paths:
+            found = list({one.key: one for one in reversed(self.names.get(path, []))}.values())[::-1]
+            for place in places:
+                there = [one for one in found if one.folder == place]
+                if there:
+                    return there[0]
+            anywhere = [one for one in found if not places or not one.folder]
+            if anywhere:
+                return anywhere[0]
+        return None
+
+    def key_of(self, named: Named, target: str) -> str | None:
+        """The key of a module's weight or bias, if it has one; of a parameter that is no module, its own."""
+        key = named.key + (_BIAS if target == "bias" else _WEIGHT)
+        if key in self.tensors[named.dialect]:
+            return key
+        return named.key if target == "weight" and named.key in self.tensors[named.dialect] else None
+
+    def nearest(self, module: AdapterModule) -> str | None:
+        """A module of the model whose name is like that of one that it lacks."""
+        path = module.paths[-1][0]
+        found = difflib.get_close_matches(path, self.names, 1, 0.6)
+        return self.names[found[0]][0].key if found else None
+
+
+def _names_of_originals(arch: Arch | None, tensors: Iterable[str]) -> Iterator[tuple[str, Named]]:
+    """Every path by which a key may be meant: all of it, and what follows the prefix of its component."""
+    components = [] if arch is None else arch.components
+    for key in tensors:
+        for component in components:
+            prefix = next((one for one in component.prefixes if key.startswith(one)), None)
+            if prefix is not None:
+                folders = [one.folder for one in component.dialects]
+                named = Named(ORIGINAL, _module(key), folders[0] if folders else "")
+                yield _path(key[len(prefix) :]), named
+                yield _path(key), named
+                break
+        else:
+            yield _path(key), Named(ORIGINAL, _module(key), "")
+
+
+def _module(key: str) -> str:
+    return key.removesuffix(_WEIGHT).removesuffix(_BIAS)
+
+
+def _path(key: str) -> str:
+    return _module(key).replace(".", "_")
+
+
+def _itself(key: str, info: TensorInfo) -> Converted:
+    return Converted(info, (Piece(key, 0, info.shape[0] if info.shape else 1),))

@@ -1,0 +1,163 @@
+"""How an adapter is written: names of modules and parts, and the metadata by which other tools read it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from remelt.archs.arch import Arch
+from remelt.archs.dialects import ORIGINAL
+
+_LIKE_DIFFUSERS = ("sd1", "sd2", "sdxl")
+"""Archs whose modules kohya's trainer, or what reads its files, names as diffusers does."""
+_KOHYA = {
+    "unet": "lora_unet_",
+    "transformer": "lora_unet_",
+    "text_encoder_2": "lora_te2_",
+    "text_encoder_3": "lora_te3_",
+}
+_PEFT = "base_model.model."
+_DENOISERS = ("unet", "transformer")
+_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
+WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Written:
+    """How the modules of a model are named in an adapter: by whom, and from keys of which dialect."""
+
+    names: str
+    arch: Arch | None
+    own: bool = False
+    """Whether keys are an adapter's own names of modules."""
+
+    @staticmethod
+    def like(keys: Iterable[str]) -> Written:
+        """By the names of another adapter, as they are."""
+        return Written("diffusers" if any(".lora_A." in key for key in keys) else "kohya", None, own=True)
+
+    @staticmethod
+    def of(names: str | None, arch: Arch | None) -> Written:
+        """By those names, or by the usual ones of an arch: kohya's where diffusers has pipelines of it, else PEFT's."""
+        return Written(names or ("kohya" if _is_of_images(arch) else "peft"), arch)
+
+    @property
+    def dialect(self) -> str | None:
+        """The dialect whose keys are named; None for the model's own."""
+        if self.arch is None or not any(component.dialects for component in self.arch.components):
+            return None
+        if self.names == "diffusers" or (self.names == "kohya" and self.arch.name in _LIKE_DIFFUSERS):
+            return "diffusers"
+        return ORIGINAL
+
+    def module(self, key: str) -> str | None:
+        """What the module of a weight is called; None where adapters of that kind leave it alone.
+
+        >>> Written("peft", None).module("model.layers.0.mlp.up_proj.weight")
+        'base_model.model.model.layers.0.mlp.up_proj'
+        """
+        if not key.endswith(WEIGHT):
+            return None
+        if self.own:
+            return key.removesuffix(WEIGHT)
+        folder, path = self._placed(key.removesuffix(WEIGHT))
+        if folder == "vae":
+            return None
+        if self.names == "peft":
+            return f"{_PEFT}{path}"
+        if self.names == "diffusers":
+            return f"{folder}.{path}" if folder else path
+        return self._kohya(folder) + path.replace(".", "_")
+
+    def parts(self) -> Mapping[str, str]:
+        """What the parts of a module are called that remelt writes."""
+        if self.names == "kohya":
+            return {"up": "lora_up.weight", "down": "lora_down.weight", "alpha": "alpha"}
+        return {"up": "lora_B.weight", "down": "lora_A.weight"}
+
+    def metadata(self, ranks: Mapping[str, int]) -> dict[str, str]:
+        """What the header says, by the ranks of modules; they are multiplied by nothing else."""
+        common = _most(ranks)
+        if self.names == "diffusers":
+            if self.own:
+                return {}
+            told: dict[str, object] = {}
+            for folder in dict.fromkeys(name.partition(".")[0] for name in ranks):
+                inside = {name.partition(".")[2]: rank for name, rank in ranks.items() if name.startswith(f"{folder}.")}
+                told |= {f"{folder}.{name}": value for name, value in self._config(inside).items()}
+            return {"lora_adapter_metadata": json.dumps(told, sort_keys=True)}
+        if self.names == "peft":
+            return {}
+        name = "" if self.arch is None else self.arch.name
+        found = {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(common),
+            "ss_network_alpha": str(float(common)),
+            "ss_base_model_version": _VERSIONS.get(name, name),
+        }
+        spec = {} if self.arch is None else dict(self.arch.modelspec)
+        if "architecture" in spec:
+            found["modelspec.architecture"] = f"{spec['architecture']}/lora"
+            found["modelspec.sai_model_spec"] = "1.0.1"
+        return found
+
+    def config(self, ranks: Mapping[str, int]) -> bytes | None:
+        """PEFT's configuration, which stands beside the file; None for other names."""
+        if self.names != "peft":
+            return None
+        inside = {name.removeprefix(_PEFT): rank for name, rank in ranks.items()}
+        told: dict[str, object] = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": None,
+            "inference_mode": True,
+        }
+        told |= {"bias": "none", "lora_dropout": 0.0, "fan_in_fan_out": False, "use_rslora": False, "use_dora": False}
+        return (json.dumps(told | self._config(inside), indent=2, sort_keys=True) + "\n").encode()
+
+    def _config(self, ranks: Mapping[str, int]) -> dict[str, object]:
+        common = _most(ranks)
+        others = {name: rank for name, rank in ranks.items() if rank != common}
+        return {
+            "r": common,
+            "lora_alpha": common,
+            "rank_pattern": others,
+            "alpha_pattern": others,
+            "target_modules": sorted(ranks),
+        }
+
+    def _placed(self, path: str) -> tuple[str, str]:
+        """The folder of diffusers that a module belongs to, and its path there or in the component of the original."""
+        folder, slash, rest = path.rpartition("/")
+        if slash:
+            return folder, rest
+        for component in [] if self.arch is None else self.arch.components:
+            for prefix in component.prefixes:
+                if path.startswith(prefix):
+                    folders = [one.folder for one in component.dialects if one.folder]
+                    return folders[0] if folders else component.name, path[len(prefix) :]
+        return "", path
+
+    def _kohya(self, folder: str) -> str:
+        several = self.arch is not None and sum(
+            any(one.folder.startswith("text_encoder") for one in component.dialects)
+            for component in self.arch.components
+        )
+        if folder == "text_encoder":
+            return "lora_te1_" if several and several > 1 else "lora_te_"
+        if folder == "text_encoder_2" and self.arch is not None and self.arch.name in ("flux", "chroma"):
+            return "lora_te3_"
+        return _KOHYA.get(folder, "lora_unet_")
+
+
+def _is_of_images(arch: Arch | None) -> bool:
+    return arch is not None and any(
+        one.folder in _DENOISERS for component in arch.components for one in component.dialects
+    )
+
+
+def _most(ranks: Mapping[str, int]) -> int:
+    """The rank that most modules have."""
+    return Counter(ranks.values()).most_common(1)[0][0] if ranks else 0
