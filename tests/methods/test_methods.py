@@ -19,7 +19,7 @@ import remelt as rm
 from remelt.errors import RecipeError
 from remelt.methods import METHODS
 
-FAMILIES = ("arithmetic", "limiting", "linear", "plumbing", "projection", "spherical")
+FAMILIES = sorted({method.function.__module__.rpartition(".")[2] for method in METHODS.values()})
 NUMBERS = st.floats(-100, 100, width=32)
 
 
