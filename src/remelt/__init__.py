@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 from remelt.version import __version__
 
 if TYPE_CHECKING:
+    from remelt.api.adapter_verification import verify_adapters
+    from remelt.api.adapters import extract_lora, merge_adapters, resize_lora, save_adapter
     from remelt.api.inspection import inspect
     from remelt.api.merging import convert, merge, plan
     from remelt.api.options import MergeOptions
     from remelt.api.recipes import compose, deserialize, serialize
     from remelt.engine.cache import Cache
     from remelt.errors import (
+        AdapterError,
         BudgetError,
         CheckError,
         FormatError,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from remelt.methods.cosine import add_cosine_a, add_cosine_b
     from remelt.methods.differences import euclidean_add_difference, weighted_subtraction
     from remelt.methods.dropping import dare, della, dropout
+    from remelt.methods.extraction import extract
     from remelt.methods.frequency import crossover, distribution_crossover
     from remelt.methods.fusion import arcee_fusion
     from remelt.methods.latent_diffusion import balance_attention, exchange_ema
@@ -57,7 +61,8 @@ if TYPE_CHECKING:
         train_difference,
         train_difference_mask,
     )
-    from remelt.methods.plumbing import cast, fallback, omit_component, pick_component, stack
+    from remelt.methods.noise import add_noise
+    from remelt.methods.plumbing import cast, fallback, omit_component, omit_non_finite, pick_component, stack
     from remelt.methods.products import geometric_sum, multiply_difference, multiply_quotient, similarity_add_difference
     from remelt.methods.projection import perpendicular_component
     from remelt.methods.regions import randperm, tensor_sum, top_k_tensor_sum
@@ -79,6 +84,7 @@ if TYPE_CHECKING:
     from remelt.methods.ties import ties, ties_by_count, ties_with_median, ties_with_stock
     from remelt.methods.trimming import breadcrumbs, trim
     from remelt.methods.variance import ram, ram_plus, sce
+    from remelt.recipe.adapter import adapter, to_lora
     from remelt.recipe.blocks import blocks, classes, components, depth, keys, search
     from remelt.recipe.layers import layers, stack_layers
     from remelt.recipe.method import merge_method
@@ -87,12 +93,15 @@ if TYPE_CHECKING:
     from remelt.recipe.vocabulary import align_vocabulary
 
 _HOMES = {
+    "remelt.api.adapter_verification": ("verify_adapters",),
+    "remelt.api.adapters": ("extract_lora", "merge_adapters", "resize_lora", "save_adapter"),
     "remelt.api.inspection": ("inspect",),
     "remelt.api.merging": ("convert", "merge", "plan"),
     "remelt.api.options": ("MergeOptions",),
     "remelt.api.recipes": ("compose", "deserialize", "serialize"),
     "remelt.engine.cache": ("Cache",),
     "remelt.errors": (
+        "AdapterError",
         "BudgetError",
         "CheckError",
         "FormatError",
@@ -129,7 +138,9 @@ _HOMES = {
         "train_difference_mask",
     ),
     "remelt.methods.surgery": ("match_channels", "repair_position_ids"),
-    "remelt.methods.plumbing": ("cast", "fallback", "omit_component", "pick_component", "stack"),
+    "remelt.methods.extraction": ("extract",),
+    "remelt.methods.noise": ("add_noise",),
+    "remelt.methods.plumbing": ("cast", "fallback", "omit_component", "omit_non_finite", "pick_component", "stack"),
     "remelt.methods.products": (
         "geometric_sum",
         "multiply_difference",
@@ -155,6 +166,7 @@ _HOMES = {
     "remelt.methods.ties": ("ties", "ties_by_count", "ties_with_median", "ties_with_stock"),
     "remelt.methods.trimming": ("breadcrumbs", "trim"),
     "remelt.methods.variance": ("ram", "ram_plus", "sce"),
+    "remelt.recipe.adapter": ("adapter", "to_lora"),
     "remelt.recipe.blocks": ("blocks", "classes", "components", "depth", "keys", "search"),
     "remelt.recipe.layers": ("layers", "stack_layers"),
     "remelt.recipe.method": ("merge_method",),
@@ -165,6 +177,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdapterError",
     "BudgetError",
     "Cache",
     "CheckError",
@@ -183,11 +196,13 @@ __all__ = [
     "RunError",
     "UsageError",
     "__version__",
+    "adapter",
     "add",
     "add_cosine_a",
     "add_cosine_b",
     "add_difference",
     "add_difference_clamped",
+    "add_noise",
     "add_opposite",
     "add_opposite_mask",
     "add_strict_opposite",
@@ -212,6 +227,8 @@ __all__ = [
     "dropout",
     "euclidean_add_difference",
     "exchange_ema",
+    "extract",
+    "extract_lora",
     "fallback",
     "geometric_median",
     "geometric_sum",
@@ -224,6 +241,7 @@ __all__ = [
     "match_channels",
     "median",
     "merge",
+    "merge_adapters",
     "merge_method",
     "model",
     "model_stock",
@@ -238,6 +256,7 @@ __all__ = [
     "nuslerp_columns",
     "nuslerp_rows",
     "omit_component",
+    "omit_non_finite",
     "parameter",
     "passthrough",
     "perpendicular_component",
@@ -247,7 +266,9 @@ __all__ = [
     "ram_plus",
     "randperm",
     "repair_position_ids",
+    "resize_lora",
     "rotate",
+    "save_adapter",
     "scale",
     "sce",
     "search",
@@ -271,6 +292,7 @@ __all__ = [
     "ties_sum",
     "ties_with_median",
     "ties_with_stock",
+    "to_lora",
     "top_k_tensor_sum",
     "train_difference",
     "train_difference_mask",
@@ -279,6 +301,7 @@ __all__ = [
     "truncate_kronecker",
     "truncate_rank",
     "truncate_rank_randomised",
+    "verify_adapters",
     "weighted_subtraction",
     "weighted_sum",
     "with_component",

@@ -151,12 +151,18 @@ def test_methods_and_recipes_say_the_same_as_ours() -> None:
     assert sd_mecha.blocks("sd1", "unet", *range(25))["sd1_unet_block_mid"] == 12
 
 
+def test_adapters_are_differences() -> None:
+    for one in (
+        sd_mecha.lora("a", "sd1"),
+        sd_mecha.model("a", "sd1", "lora"),
+        sd_mecha.model("a", "sdxl-kohya_kohya_lora"),
+    ):
+        assert (one.name, one.space, one.arch) == ("a", "delta", None)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: sd_mecha.lora("a", "sd1"), "'a' is an adapter"),
-        (lambda: sd_mecha.model("a", "sd1", "lora"), "'a' is an adapter"),
-        (lambda: sd_mecha.model("a", "sdxl-kohya_kohya_lora"), "is an adapter's"),
         (lambda: sd_mecha.model("a", "sd9-ldm"), "no model config is named 'sd9-ldm'"),
         (lambda: sd_mecha.model("a", merge_space="weights"), "is no merge space"),
         (lambda: sd_mecha.blocks("sd1", "unet", 1, 2), "blocks got 2 numbers, but the unet of sd1 has 25 blocks"),

@@ -240,7 +240,7 @@ def test_a_gradient_of_one_slice_keeps_its_layers() -> None:
             "          weight: [{filter: x, values: 1}]",
             "config.yml:7:28: 'values' is not known",
         ),
-        ("org/second@main", "org/second+lora", "config.yml:5:12: adapters are not merged yet"),
+        ("org/second@main", "org/second+", "config.yml:5:12: a model with an adapter is written model+adapter"),
         ("org/second@main", "[]", "a model is a path or a name"),
         ("dtype: float16", "dtype: 16", "config.yml:9:8: an element type is a text"),
         ("dtype: float16", "out_dtype: 16", "config.yml:9:12: an element type is a text"),

@@ -18,6 +18,9 @@ COMMANDS = {
     "merge": "Merge a recipe, or models by one method, to a file.",
     "plan": "Tell what a merge would read, write and hold, and whether it would be refused.",
     "convert": "Write a model in another layout of keys, such as a folder of diffusers.",
+    "extract-lora": "Write what a model was tuned by as an adapter of its base.",
+    "merge-lora": "Write several LoRAs as one.",
+    "resize-lora": "Write a LoRA at another rank.",
     "compose": "Fill a recipe's parameters with models or other recipes.",
     "recipe": "Convert, format or draw recipes.",
     "info": "List archs and merge methods, or describe one.",
@@ -39,7 +42,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"remelt.cli.{cmd_name}").command
+        command = importlib.import_module(f"remelt.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

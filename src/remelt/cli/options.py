@@ -93,6 +93,15 @@ _MERGING = [
     click.option(
         "--drop", "dropped", multiple=True, metavar="NAME", help="Leave out a component, such as ema; repeatable."
     ),
+    click.option(
+        "--adapter",
+        "adapters",
+        nargs=2,
+        multiple=True,
+        metavar="FILE STRENGTH",
+        help="Add a LoRA or another adapter, multiplied by a number; repeatable.",
+    ),
+    click.option("--ignore-unused", is_flag=True, help="Leave out modules of adapters that the model lacks."),
     click.option("--dialect", metavar="NAME", help="Layout of the result's keys, such as diffusers or original."),
     click.option("--title", metavar="TEXT", help="What user interfaces call the result."),
     click.option("--like", metavar="FOLDER", help="Take configurations and tokenizers from this model's folder."),
@@ -147,6 +156,7 @@ def merge_options(given: dict[str, Any], sources: Sequence[Source]) -> MergeOpti
         "threads",
         "memory",
         "max_shard_size",
+        "ignore_unused",
         "missing",
         "nonfinite",
         "overwrite",

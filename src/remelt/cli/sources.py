@@ -14,7 +14,8 @@ from remelt.api.recipes import Source, compose_source, load_recipe, names_recipe
 from remelt.cli.options import split_pairs
 from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError, RecipeError, UsageError
-from remelt.recipe.node import Call, Node, Value
+from remelt.recipe.adapter import adapter
+from remelt.recipe.node import Call, Node, Value, as_node
 from remelt.recipe.surgery import with_component
 from remelt.text.reader import parse_value
 
@@ -22,12 +23,19 @@ _OF_MODELS = ("config.json", "model_index.json", "remelt.journal")
 """What only a model's own folder holds; the last one's publication was interrupted, and had removed the others."""
 
 
-def read_sources(words: Sequence[str], method: str | None, pairs: tuple[tuple[str, str], ...]) -> list[Source]:
-    """The recipes that the command line names, or the one that its models, method and parameters make."""
+def read_sources(
+    words: Sequence[str], method: str | None, pairs: tuple[tuple[str, str], ...], *, changed: bool = False
+) -> list[Source]:
+    """The recipes that the command line names, or the one that its models, method and parameters make.
+
+    Where it is to be ``changed``, a model alone is a recipe, too.
+    """
     parameters = split_pairs(pairs, "-p")
     if method is not None:
         return [Source(_call(words, method, parameters), Path.cwd(), method)]
     words = [found for word in words for found in _expand(word)]
+    if changed and len(words) == 1 and not names_recipe(words[0]):
+        return [Source(as_node(words[0]), Path.cwd(), Path(words[0]).stem)]
     if len(words) > 1 and not all(names_recipe(word) for word in words):
         raise UsageError(
             "several models need a method, or a recipe that names them",
@@ -42,6 +50,11 @@ def read_sources(words: Sequence[str], method: str | None, pairs: tuple[tuple[st
     return sources
 
 
+def changes(given: Mapping[str, Any]) -> bool:
+    """Whether the options change what the recipes give, so that one of them may be a model as it is."""
+    return bool(given["adapters"])
+
+
 def operated(sources: Sequence[Source], given: Mapping[str, Any]) -> list[Source]:
     """The recipes with components of other models, and without those that are not wanted, as the options say."""
     donors = split_pairs(given["components"], "--component")
@@ -50,12 +63,22 @@ def operated(sources: Sequence[Source], given: Mapping[str, Any]) -> list[Source
     found = []
     for source in sources:
         recipe = source.recipe
+        for file, text in given["adapters"]:
+            recipe = recipe + adapter(file) * Value(_strength(file, text))
         for component, donor in donors.items():
             recipe = with_component(recipe, donor, component)
         for component in given["dropped"]:
             recipe = Call("omit_component", (recipe,), (("component", Value(component)),))
         found.append(replace(source, recipe=recipe))
     return found
+
+
+def _strength(file: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        hint = f"--adapter {file} 0.8"
+        raise UsageError(f"the strength of an adapter is a number, but got {text!r}", hint=hint) from None
 
 
 def _expand(word: str) -> list[str]:

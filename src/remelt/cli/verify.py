@@ -9,7 +9,7 @@ import click
 
 from remelt.cli import options as shared
 from remelt.cli.output import echo_json
-from remelt.errors import RunError
+from remelt.errors import RunError, UsageError
 
 _MOST_SHOWN = 20
 
@@ -18,6 +18,9 @@ _MOST_SHOWN = 20
 @click.argument("file", metavar="FILE")
 @click.option("--recipe", is_flag=True, help="Compute tensors again from the recipe inside, and compare them.")
 @click.option("--sample", type=click.IntRange(min=1), default=16, show_default=True, help="How many to compute again.")
+@click.option("--adapter", "adapters", multiple=True, metavar="FILE", help="Whether this adapter is in it; repeatable.")
+@click.option("--base", metavar="MODEL", help="For --adapter: the model that it was added to.")
+@click.option("--strength", "strengths", type=float, multiple=True, metavar="X", help="By which, of each adapter.")
 @click.option("--all", "every", is_flag=True, help="Compute all of them again.")
 @shared.models
 @shared.common
@@ -26,6 +29,9 @@ def command(
     recipe: bool,
     sample: int,
     every: bool,
+    adapters: tuple[str, ...],
+    base: str | None,
+    strengths: tuple[float, ...],
     models_dirs: tuple[Path, ...],
     plugins: tuple[Path, ...],
     as_json: bool,
@@ -33,11 +39,16 @@ def command(
 ) -> None:
     """Verify header, checksum and finite values; with --recipe, also that the recipe makes the same bits again.
 
+    With --adapter and --base, whether every tensor of the adapter landed, and by which strength.
+
     Exits with 4 where something is wrong.
     """
     from remelt.api.verification import verify
 
     shared.load_plugins(plugins)
+    if adapters:
+        _adapters(file, adapters, base, strengths, models_dirs, as_json)
+        return
     found = verify(file, recipe=recipe or every, sample=None if every else sample, models_dirs=models_dirs)
     if as_json:
         echo_json(asdict(found))
@@ -52,6 +63,33 @@ def command(
         if found.executor is not None:
             click.echo(f"note        made by {found.executor}: compared within the last bits")
     if found.faults:
-        shown = found.faults[:_MOST_SHOWN]
-        more = [f"and {len(found.faults) - len(shown)} more"] if len(found.faults) > len(shown) else []
-        raise RunError("\n".join([f"{Path(found.path).name} is not what it should be:", *shown, *more]))
+        raise RunError("\n".join([f"{Path(found.path).name} is not what it should be:", *_shown(found.faults)]))
+
+
+def _adapters(
+    file: str,
+    adapters: tuple[str, ...],
+    base: str | None,
+    strengths: tuple[float, ...],
+    models_dirs: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    from remelt.api.adapter_verification import verify_adapters
+
+    if base is None:
+        raise UsageError("an adapter is looked for in what was added to a model", hint="--base MODEL")
+    stated = strengths or None
+    found = verify_adapters(file, adapters, base, strengths=stated, models_dirs=models_dirs)
+    if as_json:
+        echo_json(asdict(found))
+    else:
+        for name, strength in zip(found.adapters, found.strengths, strict=False):
+            click.echo(f"{name:<30} by {strength:.4g}")
+        click.echo(f"{len(found.landings)} tensors of the model are changed")
+    if found.faults:
+        raise RunError("\n".join([f"{Path(file).name} is not what it should be:", *_shown(found.faults)]))
+
+
+def _shown(faults: list[str]) -> list[str]:
+    more = [f"and {len(faults) - _MOST_SHOWN} more"] if len(faults) > _MOST_SHOWN else []
+    return [*faults[:_MOST_SHOWN], *more]

@@ -17,9 +17,9 @@ def add_noise(a: Same, *, alpha: Mask = 0.001, seed: Integer = 0, random: Random
 
     Formula: a + alpha z, with z drawn for each element from the normal distribution of mean 0 and deviation 1
 
-    Spaces: a weight gives a weight, a delta a delta. ``alpha`` may differ by block. To see how much a layer can take, or
-    to begin a search from more than one place. The numbers differ by seed, key and element, and from call to call in a
-    recipe. It costs one pass and two random numbers for each element, which take longer than a weighted sum.
+    Spaces: a weight gives a weight, a delta a delta. ``alpha`` may differ by block. To see how much a layer can take,
+    or to begin a search from more than one place. The numbers differ by seed, key and element, and from call to call in
+    a recipe. It costs one pass and two random numbers for each element, which take longer than a weighted sum.
 
     Source: supermerger, "plus random"; drawn by the transform of Box and Muller 1958.
 

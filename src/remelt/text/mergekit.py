@@ -9,6 +9,7 @@ from pathlib import PurePath
 from remelt.core.dtype import DType
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RemeltError
+from remelt.recipe.adapter import adapter
 from remelt.recipe.layers import layers, stack_layers
 from remelt.recipe.node import Call, Model, Node, Value
 from remelt.recipe.vocabulary import BASE, UNION, align_vocabulary
@@ -104,8 +105,8 @@ class _Reader(Methods):
             path: Path = ("models", place)
             self.known(path, ("model", "parameters"))
             self.check_parameters(path, method, of_model=True)
-            model = self.model((*path, "model"))
-            parts.append(Part(model, model.name, path, ((*path, "parameters"), _PARAMETERS)))
+            model, name = self.reference((*path, "model"))
+            parts.append(Part(model, name, path, ((*path, "parameters"), _PARAMETERS)))
         base = self.base(("base_model",))
         if base is not None and base.name not in [part.name for part in parts]:
             parts.append(Part(base, base.name, ("base_model",), (_PARAMETERS,)))
@@ -154,13 +155,30 @@ class _Reader(Methods):
     def base(self, path: Path) -> Model | None:
         return None if self.at(path) is None else self.model(path)
 
+    def reference(self, path: Path) -> tuple[Node, str]:
+        """A model, with an adapter in full where one is said, and the model's name."""
+        told = self.at(path)
+        if isinstance(told, dict) and told.get("lora") is not None:
+            whole, lora = self.model((*path, "model")), self.model((*path, "lora"))
+        elif isinstance(told, str) and "+" in told:
+            first, _, second = told.partition("+")
+            if not first or not second.partition("@")[0]:
+                raise self.refuse(path, "a model with an adapter is written model+adapter")
+            whole = Model(first.partition("@")[0], span=self.span(path))
+            lora = Model(second.partition("@")[0], span=self.span(path))
+        else:
+            found = self.model(path)
+            return found, found.name
+        return whole + adapter(lora), whole.name
+
     def model(self, path: Path) -> Model:
         """A model by its name; what follows an ``@`` is a revision, which a folder has not."""
         told = self.at(path)
-        inner = told.get("model") if isinstance(told, dict) else told
+        inner = told.get("model", told) if isinstance(told, dict) else told
         found = inner.get("path") if isinstance(inner, dict) else inner
         if not isinstance(found, str) or not found.partition("@")[0] or "\0" in found:
             raise self.refuse(path, "a model is a path or a name")
         if "+" in found or self.at((*path, "lora")) is not None:
-            raise self.refuse(path, "adapters are not merged yet", "merge it into its model first")
+            hint = "merge it into its model first, or write a recipe: model + adapter"
+            raise self.refuse(path, "an adapter may stand beside one of the models, not here", hint)
         return Model(found.partition("@")[0], span=self.span(path))

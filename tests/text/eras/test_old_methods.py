@@ -91,7 +91,7 @@ def test_what_older_methods_return_is_what_those_of_today_declare() -> None:
 
 @pytest.mark.parametrize("name", MISSING)
 def test_a_known_method_that_is_not_here_yet_is_said_to_be(name: str) -> None:
-    assert name not in METHODS or name == "randperm"
+    assert name not in METHODS or name in ("randperm", "omit_non_finite")  # which do other things here
     with pytest.raises(RecipeSyntaxError, match=f"{name} of sd-mecha is not in remelt yet"):
         read_recipe(f'version 0.1.0\nmodel "a"\nmerge "{name}" &0')
 

@@ -18,7 +18,7 @@ from remelt.recipe.blocks import KEYS, BlockWeights, Rule, literal_glob
 from remelt.recipe.node import Call, Model, Node, Value
 from remelt.recipe.walk import rewrite
 from remelt.text.eras.blocks import BLOCK_CONFIGS
-from remelt.text.eras.methods import ADAPTERS, CONFIGS
+from remelt.text.eras.methods import CONFIGS
 from remelt.text.eras.reader import ARCHS
 from remelt.text.eras.weights import block_names, block_weights, components_of
 
@@ -36,7 +36,7 @@ UNREAD = {
     "sdxl-supermerger_blocks": _BY_BLOCK,
     "singleton-mecha": "it is one number: write that",
     **{
-        f"{base}_{kind}_lora": ADAPTERS
+        f"{base}_{kind}_lora": "it is an adapter's: lora(path) is the difference that it makes"
         for base in ("sd1-kohya", "sdxl-kohya", "sdxl-kohya_but_diffusers")
         for kind in ("kohya", "lycoris")
     },
@@ -83,15 +83,15 @@ def model(
     merge_space = named.pop("model_type", merge_space)
     if named:
         raise RecipeError(f"model has no argument {next(iter(named))!r}")
-    if merge_space == "lora":
+    if merge_space == "lora" or str(getattr(config, "identifier", config)).endswith("_lora"):
         return lora(state_dict)
     space = "weight" if merge_space is None else _space(merge_space)
     return nodes.model(state_dict, space=space, arch=_arch(config))
 
 
-def lora(state_dict: object, model_arch: object = None) -> Model:
-    """Adapters, which are refused until they are merged."""
-    raise RecipeError(f"{state_dict!r} is an adapter", hint=ADAPTERS)
+def lora(state_dict: PathLike | Mapping[str, Any], model_arch: object = None) -> Model:
+    """An adapter, as the difference that it makes of the model that it is added to."""
+    return nodes.model(state_dict, space="delta")
 
 
 def parameter(name: str, merge_space: object = "weight", model_arch: object = None) -> Node:
@@ -114,8 +114,6 @@ def _arch(given: object) -> str | None:
     name = str(getattr(given, "identifier", given))
     if name in ARCHS or name in CONFIGS:
         return ARCHS.get(name) or CONFIGS[name]
-    if name.endswith("_lora"):
-        raise RecipeError(f"the model config {name!r} is an adapter's", hint=ADAPTERS)
     if name in UNREAD:
         raise RecipeError(f"the model config {name!r} is not read", hint=UNREAD[name])
     raise RecipeError(

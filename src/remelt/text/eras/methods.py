@@ -20,7 +20,6 @@ from remelt.text.eras.composed import (
 
 CONFIGS = {"sd1-ldm": "sd1", "sdxl-sgm": "sdxl", "sd3-comfyui": "sd3", "flux-flux": "flux"}
 """The model configs of version 0.1.0 that are archs with their usual key names."""
-ADAPTERS = 'adapters are not merged yet: extract the difference to a checkpoint, and read that with space="delta"'
 """What to do instead."""
 T = TypeVar("T")
 

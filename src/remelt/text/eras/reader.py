@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError, RecipeSyntaxError, Span
@@ -15,7 +14,6 @@ from remelt.text.document import Document, Step
 from remelt.text.eras.blocks import BLOCK_CONFIGS, BlockConfig, BlockNumbers
 from remelt.text.eras.instructions import Instruction, Word, instructions
 from remelt.text.eras.methods import (
-    ADAPTERS,
     CONFIGS,
     HEADERLESS,
     INSTEAD,
@@ -173,8 +171,7 @@ class _Reader(Words):
             self.only(instruction, 3, (*names[0], *names[1]))
             config = self.text(instruction, 1, names[0], "a model config")
             if config is not None and config.endswith("_lora"):
-                word = self.word(instruction, 1, names[0])
-                raise self.refuse(word, f"this model is an adapter ({config})", ADAPTERS)
+                return self.reference_to(instruction, "delta", None)
             space = self.text(instruction, 2, names[1], "a merge space") or "weight"
             if space not in SPACES:
                 hint = nearest_hint(space, SPACES) or f"one of {', '.join(SPACES)}"
@@ -183,13 +180,17 @@ class _Reader(Words):
         self.only(instruction, 3, ("model_arch", "model_type"))
         old_arch = self.text(instruction, 1, ("model_arch",), "an arch")
         kind = self.text(instruction, 2, ("model_type",), "a model type")
-        if kind not in (None, "base"):
+        if kind not in (None, "base", "lora"):
             word = self.word(instruction, 2, ("model_type",))
-            raise self.refuse(word, f"this model is of type {kind!r}", ADAPTERS)
-        return self.reference_to(instruction, "weight", self.arch(instruction, 1, old_arch))
+            raise self.refuse(word, f"this model is of type {kind!r}", "base or lora")
+        arch = self.arch(instruction, 1, old_arch)
+        return self.reference_to(instruction, "delta" if kind == "lora" else "weight", None if kind == "lora" else arch)
 
-    def lora(self, instruction: Instruction) -> NoReturn:
-        raise self.refuse(instruction.command, "this model is an adapter", ADAPTERS)
+    def lora(self, instruction: Instruction) -> Model:
+        """An adapter, which is a difference."""
+        self.only(instruction, 2, ("model_arch",))
+        self.arch(instruction, 1, self.text(instruction, 1, ("model_arch",), "an arch"))
+        return self.reference_to(instruction, "delta", None)
 
     def arch(self, instruction: Instruction, place: int, name: str | None) -> str | None:
         """Today's name of an arch."""
@@ -250,8 +251,8 @@ class _Reader(Words):
         if found is not None:
             return found
         if name.text.startswith(("convert_", "extract_")):
-            hint = "conversions between key layouts and adapters come later: convert the file first"
-            raise self.refuse(name, f"{name.text[:80]!r} converts a model, which this remelt does not", hint)
+            hint = "leave this step out: layouts of keys meet by themselves, and adapters are differences"
+            raise self.refuse(name, f"{name.text[:80]!r} converts a model, which remelt does where it is read", hint)
         if name.text in MISSING:
             raise self.refuse(name, f"{name.text} of sd-mecha is not in remelt yet", MISSING[name.text])
         instead = f"write it in version 1: {INSTEAD[name.text]}" if name.text in INSTEAD else None
