@@ -15,9 +15,6 @@ from torch import Tensor
 from remelt.adapters.factors import factors_of, gram, nearest_factor
 from remelt.recipe.method import Bindings, Delta, Integer, Method, merge_method
 
-MEASURED = 2
-"""Numbers that a measurement begins with: the energy of all, and how many squares follow."""
-
 
 def matrix_sides(shape: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of a weight as a matrix: outputs, and everything else."""
@@ -40,9 +37,19 @@ def _workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
 @merge_method(cut="tensor", work=_work, workspace=_workspace)
 def measured(delta: Delta) -> Delta:
     """The squares of the singular values of a weight as a matrix, the largest first."""
-    rows = delta.flatten(1)
+    return _squares(delta.flatten(1))
+
+
+def _squares(rows: Tensor) -> Delta:
     squares = torch.linalg.eigvalsh(gram(rows if rows.shape[0] <= rows.shape[1] else rows.T))
     found: Any = {"squares": squares.flip(0).clamp_(min=0.0)}
+    return found  # type: ignore[no-any-return]
+
+
+@merge_method(cut="tensor", workspace=2.0)
+def squared(delta: Delta) -> Delta:
+    """The square of a tensor's norm."""
+    found: Any = {"square": delta.double().square().sum()}
     return found  # type: ignore[no-any-return]
 
 
@@ -86,12 +93,30 @@ def _kron_workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> floa
 def lokr_factors(delta: Delta, *, factor: Integer = -1) -> Delta:
     """The two matrices whose Kronecker product is nearest to a difference, as a LoKr's parts."""
     shapes = lokr_shapes(delta.shape, factor)
+    found = factors_of(_rearranged(delta, factor), 1, None)
+    parts: Any = {
+        "w1": found.up.reshape(shapes["w1"]),
+        "w2": found.down.reshape(shapes["w2"]),
+        "alpha": torch.tensor(1.0),  # it does not count where both are whole, but LyCORIS asks for one
+    }
+    return parts  # type: ignore[no-any-return]
+
+
+@merge_method(cut="tensor", work=_kron_work, workspace=_kron_workspace)
+def measured_kronecker(delta: Delta, *, factor: Integer = -1) -> Delta:
+    """Squares of which the first is what the nearest Kronecker product keeps of a difference, and all are its own."""
+    return _squares(_rearranged(delta, factor))
+
+
+def _rearranged(delta: Tensor, factor: int) -> Tensor:
+    """A difference with a row for each of its blocks: a Kronecker product is of rank 1 there.
+
+    Source: Van Loan and Pitsianis 1993, *Approximation with Kronecker products*.
+    """
+    shapes = lokr_shapes(delta.shape, factor)
     (rows, columns), inner = shapes["w1"], shapes["w2"]
     split = delta.reshape(rows, inner[0], columns, inner[1], -1).transpose(1, 2)
-    arranged = split.reshape(rows * columns, -1)
-    found = factors_of(arranged, 1, None)
-    parts: Any = {"w1": found.up.reshape(rows, columns), "w2": found.down.reshape(inner)}
-    return parts  # type: ignore[no-any-return]
+    return split.reshape(rows * columns, -1)
 
 
 def lokr_shapes(shape: Sequence[int], factor: int) -> dict[str, tuple[int, ...]]:
@@ -105,3 +130,11 @@ def lokr_shapes(shape: Sequence[int], factor: int) -> dict[str, tuple[int, ...]]
 
 
 METHODS: Mapping[str, Method[..., Any]] = {"lora": lora_factors, "lokr": lokr_factors}
+MEASURES: Mapping[str, Method[..., Any]] = {"lora": measured, "lokr": measured_kronecker}
+"""What is measured before: the squares of which an adapter keeps the first ones."""
+
+
+def squares_count(kind: str, shape: Sequence[int], factor: int) -> int:
+    """How many squares are measured of a weight of that shape."""
+    sides = matrix_sides(shape) if kind == "lora" else [math.prod(one) for one in lokr_shapes(shape, factor).values()]
+    return min(sides)

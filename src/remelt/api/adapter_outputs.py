@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from remelt.adapters.extraction import METHODS, lokr_shapes, lora_shapes, matrix_sides, measured
+from remelt.adapters.extraction import METHODS, lokr_shapes, lora_shapes, matrix_sides, measured, squared
 from remelt.adapters.settings import CONFIG
 from remelt.adapters.written import WEIGHT, Written
 from remelt.api.adapter_views import own_keys
@@ -101,15 +101,18 @@ class AdapterOutput:
         return len(info.shape) > 1 and min(matrix_sides(info.shape)) > 1 and module not in _TABLES
 
     def measuring(self, report: KeyReport) -> KeyReport:
-        """The report with a task for the singular values of every weight that has factors."""
+        """The report with a task for the singular values of every weight that has factors, and the norm of others."""
         made = _Tasks()
         tasks = []
         for task in report.tasks:
             ((root, key, info),) = task.outputs if len(task.outputs) == 1 else [(0, "", TensorInfo(DType.F32, ()))]
-            if self.written.module(key) is None or not self._has_factors(key, info) or task.copy:
+            if task.copy or not info.dtype.is_float or not key:
                 continue
-            shapes = {"squares": (min(matrix_sides(info.shape)),)}
-            tasks.append(made.of(task, measured, {}, {"squares": key}, shapes, root, DType.F64))
+            if self.written.module(key) is not None and self._has_factors(key, info):
+                shapes = {"squares": (min(matrix_sides(info.shape)),)}
+                tasks.append(made.of(task, measured, {}, {"squares": key}, shapes, root, DType.F64))
+            else:
+                tasks.append(made.of(task, squared, {}, {"square": key}, {"square": ()}, root, DType.F64))
         return replace(report, tasks=tasks)
 
 
@@ -214,5 +217,6 @@ class Adapted:
     def warnings(self) -> Iterator[str]:
         """What the adapter does not hold."""
         left = self.made.left
-        if left:
-            yield f"{len(left)} tensors of the difference have no factors, and are left out: {fold_keys(left)}"
+        if left and self.ranks is None and not self.measures:
+            told = "where they differ, they are left out"
+            yield f"{len(left)} tensors are no linear maps or convolutions: {told}: {fold_keys(left)}"

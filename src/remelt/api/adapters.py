@@ -13,10 +13,12 @@ from remelt.adapters.joining import JoinedAdapter, Term
 from remelt.adapters.pairing import Layouts
 from remelt.adapters.written import Written
 from remelt.api.adapter_views import Changed
+from remelt.api.embedding import portable_text
 from remelt.api.merging import Watch, asked, drain, merge, resolved
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions, PathLike
 from remelt.api.prepare import prepare
+from remelt.api.recipes import RECIPE_KEY
 from remelt.check.bound import bind_recipes
 from remelt.core.dtype import DType
 from remelt.errors import RecipeError
@@ -37,6 +39,8 @@ class AdapterReport:
     shares: dict[str, float] = field(default_factory=dict)
     energies: dict[str, float] = field(default_factory=dict)
     """The squared norm of what each module stands for, where it was measured."""
+    left: dict[str, float] = field(default_factory=dict)
+    """That of tensors which differ, but have no place in an adapter: biases, norms, tables, a VAE."""
 
     @property
     def share(self) -> float:
@@ -82,11 +86,16 @@ def save_adapter(recipe: Node, output: PathLike, *, watch: Watch | None = None, 
     ranks: dict[str, int] = {}
     shares: dict[str, float] = {}
     energies: dict[str, float] = {}
+    left: dict[str, float] = {}
     if form.kind == "lora":
         with prepare([source], [None], chosen, METHODS, measures=True) as prepared:
             found = drain(prepared, chosen, watch).tensors[0]
         for key, squares in found.items():
-            energies[key] = total = float(squares.sum())
+            total = float(squares.sum())
+            if not squares.dim():
+                left |= {key: total} if total else {}
+                continue
+            energies[key] = total
             if total > 0.0:  # what was not changed is no module of the adapter
                 ranks[key] = chosen_rank(squares, form.rank, form.energy, 1e-15)
                 shares[key] = float(squares[: ranks[key]].sum()) / total
@@ -103,6 +112,7 @@ def save_adapter(recipe: Node, output: PathLike, *, watch: Watch | None = None, 
         dict(made.made.modules),
         {name: shares[key] for name, key in keys.items() if key in shares},
         {name: energies[key] for name, key in keys.items() if key in energies},
+        left,
     )
 
 
@@ -140,6 +150,8 @@ def merge_adapters(
         stored = next(iter(first.adapter.tensors.values())).dtype
         dtype = DType.parse(options["dtype"]) if options.get("dtype") else stored
         joined = JoinedAdapter(terms, rank, energy, parts, dtype, _carried(first.adapter.metadata))
+        again = to_lora(as_node(recipe), rank=max(joined.ranks.values()))
+        joined.inherited = {**joined.inherited, RECIPE_KEY: portable_text(again, METHODS, folders, Path.cwd())}
         given = Model("adapters", tensors=joined)  # type: ignore[arg-type]
         path = merge(given, output, watch=watch, **{k: v for k, v in options.items() if k != "dtype"})
     return AdapterReport(path, joined.ranks, joined.shares, joined.energies)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remelt.adapters.names import is_adapter
 from remelt.api.options import PathLike
 from remelt.api.recipes import RECIPE_KEY
 from remelt.api.resources import available_memory, usable_cores
@@ -45,6 +46,8 @@ class Inspection:
     metadata: Mapping[str, str]
     recipe: str | None
     nonfinite: tuple[str, ...] | None
+    adapter: Mapping[str, int] | None = None
+    """For an adapter, how many modules there are of each kind and rank; components and blocks are a model's."""
 
 
 def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, ...] = ()) -> Inspection:
@@ -73,7 +76,24 @@ def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, 
             metadata={key: value for key, value in checkpoint.metadata.items() if key != RECIPE_KEY},
             recipe=checkpoint.metadata.get(RECIPE_KEY),
             nonfinite=find_nonfinite(checkpoint) if deep else None,
+            adapter=_kinds(checkpoint) if is_adapter(checkpoint.tensors) else None,
         )
+
+
+def _kinds(checkpoint: Checkpoint) -> dict[str, int]:
+    """The modules of an adapter, counted by what they are."""
+    from remelt.adapters.kinds import kind_of
+    from remelt.adapters.names import modules_of
+
+    found: dict[str, int] = {}
+    for module in modules_of(checkpoint.tensors).values():
+        infos = {part: checkpoint.tensors[key] for part, key in module.parts.items()}
+        kinds = " and ".join(use.kind.name for use in kind_of(infos, module.name))
+        down = infos.get("lora_down.weight")
+        rank = f" of rank {down.shape[0]}" if down is not None and down.shape else ""
+        what = f"{kinds}{rank}{', with magnitudes (DoRA)' if 'dora_scale' in infos else ''}"
+        found[what] = found.get(what, 0) + 1
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def find_nonfinite(checkpoint: Checkpoint) -> tuple[str, ...]:

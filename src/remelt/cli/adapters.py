@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from remelt.check.report import fold_keys
 from remelt.cli.output import echo_json
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def told(report: AdapterReport, *, as_json: bool, quiet: bool) -> None:
     """Tell what was written: ranks, and the energy that is kept, with the modules that keep least."""
     if as_json:
         modules = {name: {"rank": rank, "share": report.shares.get(name)} for name, rank in report.ranks.items()}
-        echo_json({"output": str(report.path), "share": report.share if report.shares else None, "modules": modules})
+        share = report.share if report.shares else None
+        echo_json({"output": str(report.path), "share": share, "modules": modules, "left": report.left})
         return
     if quiet:
         return
@@ -43,3 +45,11 @@ def told(report: AdapterReport, *, as_json: bool, quiet: bool) -> None:
         click.echo(f"{report.share:.2%} of the difference's energy is kept")
         least = sorted(report.shares.items(), key=lambda item: item[1])[:_SHOWN]
         click.echo("least: " + ", ".join(f"{name} {share:.1%}" for name, share in least))
+    if report.left:
+        lost = sum(report.left.values())
+        part = lost / (lost + sum(report.energies.values()))
+        click.echo(
+            f"warning: {len(report.left)} tensors differ, but are no linear maps or convolutions, and are left out "
+            f"({part:.2%} of the difference): {fold_keys(list(report.left))}",
+            err=True,
+        )

@@ -27,12 +27,18 @@ def command(file: str, deep: bool, models_dirs: tuple[Path, ...], as_json: bool,
         echo_json(asdict(found))
         return
     click.echo(f"{found.path}  ({found.format})")
-    click.echo(f"arch        {name_arch(found.arch, found.evidence)}")
+    if found.adapter is not None:
+        listed = ", ".join(f"{count} {what.removeprefix('a ')}" for what, count in found.adapter.items())
+        click.echo(f"adapter     {sum(found.adapter.values())} modules: {listed}")
+    else:
+        click.echo(f"arch        {name_arch(found.arch, found.evidence)}")
     if found.note:
         click.echo(f"note        {found.note}")
     types = ", ".join(f"{count} {dtype}" for dtype, count in sorted(found.dtypes.items()))
-    click.echo(f"tensors     {found.tensors} ({types}), {format_bytes(found.size)}, {found.blocks} blocks")
-    click.echo("components  " + ", ".join(f"{name} {count}" for name, count in found.components.items()))
+    blocks = "" if found.adapter is not None else f", {found.blocks} blocks"
+    click.echo(f"tensors     {found.tensors} ({types}), {format_bytes(found.size)}{blocks}")
+    if found.adapter is None:
+        click.echo("components  " + ", ".join(f"{name} {count}" for name, count in found.components.items()))
     for key, value in sorted(found.metadata.items()):
         click.echo(f"metadata    {key}: {value if len(value) <= 80 else value[:77] + '...'}")
     if found.recipe is not None:
