@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import remelt as rm
 from remelt.archs.shapes import sd1_shapes, sdxl_shapes
@@ -87,3 +89,22 @@ def test_what_is_of_no_known_arch_is_told_nothing_of(write_model: Callable[..., 
 def test_a_difference_is_no_model(write: Callable[..., Path], tmp_path: Path) -> None:
     a, b = (rm.model(write(name, sd1_shapes(32))) for name in "ab")
     assert spec(rm.merge(a - b, tmp_path / "out.safetensors")) == {}
+
+
+def test_the_hash_is_that_of_what_follows_the_header(tmp_path: Path) -> None:
+    tensors = {key: torch.randn(info.shape) for key, info in sd1_shapes(32).items()}
+    for number in (0, 1):
+        save_file({key: tensor + number for key, tensor in tensors.items()}, tmp_path / f"{number}.safetensors")
+    recipe = rm.weighted_sum(tmp_path / "0.safetensors", tmp_path / "1.safetensors")
+    out = rm.merge(recipe, tmp_path / "out.safetensors", hashed=True)
+    content = out.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    with safe_open(out, "pt") as file:
+        told = file.metadata()
+    assert told["modelspec.hash_sha256"] == f"0x{hashlib.sha256(content[start:]).hexdigest()}"
+    assert rm.merge(recipe, tmp_path / "again.safetensors", hashed=True).read_bytes() == content
+    with safe_open(rm.merge(recipe, tmp_path / "plain.safetensors"), "pt") as file:
+        assert "modelspec.hash_sha256" not in file.metadata()
+    from remelt.api.verification import verify
+
+    assert verify(out).checksum

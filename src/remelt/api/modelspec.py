@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from remelt.check.inputs import Input
+from remelt.core.checksum import HASH_PLACEHOLDER
 
 PREFIX = "modelspec."
 VERSION = "1.0.1"
@@ -16,8 +17,12 @@ _VELOCITY = "v_pred"
 _SHOWN = 3
 
 
-def model_spec(inputs: Sequence[Input], keys: Iterable[str], title: str | None = None) -> dict[str, str]:
+def model_spec(
+    inputs: Sequence[Input], keys: Iterable[str], title: str | None = None, *, hashed: bool = False
+) -> dict[str, str]:
     """The metadata of a result of these models, which has those keys; the first model's arch and use are the result's.
+
+    Where it is to be ``hashed``, it has a place for the SHA-256 of what follows the header, as the standard asks.
 
     Empty where neither the arch file nor the first model's metadata tells an architecture.
     """
@@ -38,6 +43,8 @@ def model_spec(inputs: Sequence[Input], keys: Iterable[str], title: str | None =
         found["license"] = ", ".join(licenses)
     if len(titles) > 1:
         found["merged_from"] = ", ".join(titles)
+    if hashed:
+        found["hash_sha256"] = f"0x{HASH_PLACEHOLDER}"
     return {PREFIX + name: text for name, text in {"sai_model_spec": VERSION, **found}.items()}
 
 

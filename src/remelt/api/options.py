@@ -44,6 +44,7 @@ class MergeOptions:
     - ``like``: a model's folder, of which a result that is a folder takes configurations, tokenizers and file names; by
       default an input's.
     - ``title``: what user interfaces call the result; by default the titles of its models.
+    - ``hashed``: whether a single file's ModelSpec metadata has the SHA-256 of its tensors, for which it is read again.
     - ``ignore_unused``: whether modules of adapters that the model lacks are left out, and not refused.
     - ``fallback``: a model that gives what the recipe's result lacks.
     - ``cache``: a `Cache` that repeated merges of the same models share; its size counts within ``memory``.
@@ -63,6 +64,7 @@ class MergeOptions:
     dialect: str | None = None
     like: PathLike | None = None
     title: str | None = None
+    hashed: bool = False
     ignore_unused: bool = False
     fallback: PathLike | None = None
     cache: Cache | None = None

@@ -266,7 +266,7 @@ class _Group:
         metadata |= self.first_of(root).checkpoint.inherited
         if path.suffix == SUFFIX and self.spelling.dialect == ORIGINAL and space == "weight":
             models = [self.inputs[index] for index in self.weights_of(root)]
-            metadata |= model_spec(models, tensors, self.options.title)
+            metadata |= model_spec(models, tensors, self.options.title, hashed=self.options.hashed)
         if self.options.decisive:
             metadata[OPTIONS_KEY] = json.dumps(self.options.decisive)
         if self.form is not None:

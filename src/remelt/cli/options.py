@@ -104,6 +104,7 @@ _MERGING = [
     click.option("--ignore-unused", is_flag=True, help="Leave out modules of adapters that the model lacks."),
     click.option("--dialect", metavar="NAME", help="Layout of the result's keys, such as diffusers or original."),
     click.option("--title", metavar="TEXT", help="What user interfaces call the result."),
+    click.option("--modelspec-hash", "hashed", is_flag=True, help="Write the SHA-256 of the tensors into the header."),
     click.option("--like", metavar="FOLDER", help="Take configurations and tokenizers from this model's folder."),
     click.option("--fallback", metavar="MODEL", help="A model that gives what the result lacks."),
 ]
@@ -156,6 +157,7 @@ def merge_options(given: dict[str, Any], sources: Sequence[Source]) -> MergeOpti
         "threads",
         "memory",
         "max_shard_size",
+        "hashed",
         "ignore_unused",
         "missing",
         "nonfinite",

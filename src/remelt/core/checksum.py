@@ -18,6 +18,8 @@ WORD = 8
 PIECE = 2**12
 """Words for which the numbers of places are drawn; further pieces multiply them by a number of their own."""
 PLACEHOLDER = "0" * 64
+HASH_PLACEHOLDER = "f" * 64
+"""Where a header is to have the SHA-256 of what follows it."""
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 PLACES = np.random.Philox(key=np.array([1, _GOLDEN], dtype=np.uint64)).random_raw(PIECE) | np.uint64(1)

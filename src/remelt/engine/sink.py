@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from remelt.core.checksum import PLACEHOLDER
+from remelt.core.checksum import HASH_PLACEHOLDER, PLACEHOLDER
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.opening import open_own
 from remelt.engine.tensors import TORCH
@@ -115,10 +116,12 @@ class FileSink:
                 hint="free disk space or raise the quota, or write elsewhere",
             ) from error
 
-    @property
-    def _checksum_offset(self) -> int | None:
-        place = self.layout.header.find(PLACEHOLDER.encode())
-        return None if place < 0 else place
+    def _places(self) -> Iterator[tuple[str, int]]:
+        """What is filled in at the end, and where."""
+        for placeholder in (PLACEHOLDER, HASH_PLACEHOLDER):
+            place = self.layout.header.find(placeholder.encode())
+            if place >= 0:
+                yield placeholder, place
 
     def _has_header(self) -> bool:
         """Whether the file is one of this layout; its checksum may have been filled in already."""
@@ -126,9 +129,8 @@ class FileSink:
         if os.fstat(self.descriptor).st_size != self.layout.size:
             return False
         found = bytearray(b"".join(self._pieces(0, len(header))))
-        place = self._checksum_offset
-        if place is not None:
-            found[place : place + len(PLACEHOLDER)] = PLACEHOLDER.encode()
+        for placeholder, place in self._places():
+            found[place : place + len(placeholder)] = placeholder.encode()
         return bytes(found) == header
 
     def _reserve(self) -> None:
@@ -186,12 +188,18 @@ class FileSink:
             start += len(piece)
 
     def finish(self, checksum: str) -> None:
-        """Fill in the checksum, flush to the device and close."""
-        place = self._checksum_offset
-        if place is not None:
-            self._put(place, memoryview(checksum.encode()))
+        """Fill in the checksum, and the hash of all tensors where the header has a place for it; flush and close."""
+        for placeholder, place in self._places():
+            self._put(place, memoryview((checksum if placeholder == PLACEHOLDER else self._hash()).encode()))
         os.fsync(self.descriptor)
         self.close()
+
+    def _hash(self) -> str:
+        """The SHA-256 of everything behind the header, read once more."""
+        found = hashlib.sha256()
+        for piece in self._pieces(len(self.layout.header), self.layout.size):
+            found.update(piece)
+        return found.hexdigest()
 
     def close(self) -> None:
         """Close, leaving the file as it is."""
