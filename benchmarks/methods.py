@@ -96,19 +96,27 @@ def streaming_methods() -> list[Method[..., Any]]:
     return [METHODS[name] for name in sorted(METHODS) if METHODS[name].declaration.cut in ("element", "row")]
 
 
+_MASKED = ("multiply", 1)
+"""The operand that is a mask, where any space is allowed."""
+
+
 def recipe_of(method: Method[..., Any], files: Sequence[Path]) -> Call:
     """A call of a method on as many models as it takes, in the spaces that it takes."""
     case = Case.of(method, _BY_HAND.get(method.name, {}))
     spaces = {"delta": "delta", "weight": "weight", "mask": "param", "any": "delta", "same": "weight"}
     args, kwargs = case.arguments(
         [
-            Model(str(files[place % len(files)]), space=spaces[parameter.kind])
+            Model(
+                str(files[place % len(files)]),
+                space="param" if (method.name, place) == _MASKED else spaces[parameter.kind],
+            )
             for place, parameter in enumerate(case.slots)
         ]
     )
     given = [arg if isinstance(arg, Model) else Value(arg) for arg in args]
     plain = ((name, one if isinstance(one, Model) else Value(one)) for name, one in kwargs.items())
-    return Call(method.name, tuple(given), tuple(plain))
+    call = Call(method.name, tuple(given), tuple(plain))
+    return call if method.returns != "mask" else Call("multiply", (Model(str(files[0]), space="delta"), call))
 
 
 def memory(folder: Path, only: Sequence[str]) -> Iterator[dict[str, Any]]:
