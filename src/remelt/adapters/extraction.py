@@ -54,15 +54,19 @@ def squared(delta: Delta) -> Delta:
 
 
 @merge_method(cut="tensor", work=_work, workspace=_workspace)
-def lora_factors(delta: Delta, *, rank: Integer) -> Delta:
-    """The factors of the nearest difference of a rank, as a LoRA's parts; that rank is also its alpha."""
+def lora_factors(delta: Delta, *, rank: Integer, alpha: Integer = 0) -> Delta:
+    """The factors of the nearest difference of a rank, as a LoRA's parts.
+
+    With an ``alpha`` they are larger, as loaders multiply their product by alpha over rank; by default it is the rank.
+    """
     found = factors_of(delta.flatten(1), rank, None)
     kernel = delta.shape[2:]
-    up, down = _padded(found.up, rank), _padded(found.down.T, rank).T
+    weight = math.sqrt(rank / alpha) if alpha else 1.0
+    up, down = _padded(found.up, rank) * weight, _padded(found.down.T, rank).T * weight
     parts: Any = {
         "up": up.reshape(up.shape[0], rank, *(1 for _ in kernel)),
         "down": down.reshape(rank, *delta.shape[1:]),
-        "alpha": torch.tensor(float(rank)),
+        "alpha": torch.tensor(float(alpha or rank)),
     }
     return parts  # type: ignore[no-any-return]
 
@@ -71,6 +75,10 @@ def _padded(columns: Tensor, rank: int) -> Tensor:
     """As many columns as a rank asks for, where there are fewer: of zeros."""
     missing = rank - columns.shape[1]
     return columns if missing <= 0 else torch.cat((columns, columns.new_zeros(columns.shape[0], missing)), 1)
+
+
+ALPHA = 1
+"""Of every module that has an alpha: trainers give all the same, and diffusers loses one that differs from others."""
 
 
 def lora_shapes(shape: Sequence[int], rank: int) -> dict[str, tuple[int, ...]]:

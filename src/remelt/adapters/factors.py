@@ -127,11 +127,14 @@ def _parts(work: Tensor) -> list[slice]:
 
 
 def nearest_factor(size: int, wanted: int) -> int:
-    """The divisor of a size that is nearest to the wanted one, in proportion; for ``wanted`` -1 the root of the size.
+    """The smaller of the two sides that LyCORIS divides a size into, by its ``factor``; -1 is for nearly equal ones.
 
-    >>> nearest_factor(12, -1), nearest_factor(320, 8)
-    (3, 8)
+    It is the factor itself, or its counterpart, where that divides the size; else the largest divisor below it.
+
+    >>> nearest_factor(12, -1), nearest_factor(320, 8), nearest_factor(12, 5), nearest_factor(12, 6)
+    (3, 8, 3, 2)
     """
-    aim = math.sqrt(size) if wanted < 1 else wanted
-    divisors = [divisor for divisor in range(1, size + 1) if size % divisor == 0]
-    return min(divisors, key=lambda divisor: (abs(math.log(divisor / aim)), divisor))
+    if wanted > 0 and size % wanted == 0:
+        return min(wanted, size // wanted)
+    most = min(math.isqrt(size), wanted if wanted > 0 else size)
+    return max((divisor for divisor in range(1, most + 1) if size % divisor == 0), default=1)

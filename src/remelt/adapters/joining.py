@@ -2,40 +2,83 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from remelt.adapters.checkpoint import ChangesCheckpoint, Entry, bytes_of
-from remelt.adapters.extraction import lora_shapes
+from remelt.adapters.extraction import ALPHA, lora_shapes
 from remelt.adapters.factors import Factors, joined, truncated
 from remelt.core.dtype import DType
+from remelt.core.pieces import Converted
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import AdapterError
 from remelt.formats.checkpoint import Checkpoint
 
 _HELD = 4
 """Modules whose factors are held: each is asked for by part."""
+_STORED = {DType.F32: torch.float32, DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F64: torch.float64}
 
 
 @dataclass(frozen=True)
 class Term:
-    """An adapter with what it is multiplied by."""
+    """An adapter with what it is multiplied by.
+
+    ``made`` has the model's tensors as rows of those that are changed: it tells what is the same in several layouts.
+    """
 
     changes: ChangesCheckpoint
     strength: float
+    made: Mapping[str, Converted] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one adapter adds to a module: a change of its own, whole, or some of its rows.
+
+    ``rows`` are of the change and of the module, each a begin, with how many.
+    """
+
+    term: Term
+    key: str
+    rows: tuple[tuple[int, int, int], ...] | None = None
+
+    @property
+    def entry(self) -> Entry:
+        """What the adapter changes."""
+        return self.term.changes.entries[self.key]
+
+    def factors(self, height: int) -> tuple[Tensor, Tensor]:
+        """The factors of a module so many rows high, in float64; `AdapterError` where there are none."""
+        found = self.term.changes.change(self.key).factors()
+        if found is None:
+            parts = ", ".join(sorted(self.entry.parts.infos))
+            raise AdapterError(
+                f"{self.entry.parts.module}: {self.entry.kind.name} of {parts} is no product of two factors",
+                hint="to_lora(..., rank=32) of it is computed from the difference as a whole",
+            )
+        up, down = found[0].double() * self.term.strength, found[1].double()
+        if self.rows is None:
+            return up, down
+        placed = up.new_zeros(height, up.shape[1])
+        for begin, place, count in self.rows:
+            placed[place : place + count] = up[begin : begin + count]
+        return placed, down
 
 
 class JoinedAdapter(Checkpoint):
     """The weighted sum of adapters that are products of factors, as an adapter; modules keep the first one's names.
 
     Without ``rank`` and ``energy`` it is exact: ranks add up. Else each module keeps the nearest product of that rank,
-    or of the least that keeps that share of its energy. ``shares`` has what each keeps.
+    or of the least that keeps that share of its energy. ``shares`` has what each keeps. What comes to nothing is left
+    out. Raises `AdapterError` where that is all, where a change is no product, or where names cannot be brought
+    together.
     """
 
     path: Path | None = None
@@ -50,25 +93,36 @@ class JoinedAdapter(Checkpoint):
         dtype: DType,
         metadata: Mapping[str, str],
     ) -> None:
-        self._terms, self._rank, self._energy, self._parts = terms, rank, energy, dict(parts)
+        if dtype not in _STORED:
+            known = ", ".join(map(str, _STORED))
+            raise AdapterError(f"factors are written as {known}, but got {dtype}", hint="dtype='fp16'")
+        self._terms = [term for term in terms if term.strength != 0.0]
+        self._rank, self._energy, self._parts = rank, energy, dict(parts)
         self.metadata = self.inherited = metadata
         self._lock = threading.Lock()
         self._held: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._shares = shares_of(self._terms)
         self.shares: dict[str, float] = {}
         self.ranks: dict[str, int] = {}
         self.energies: dict[str, float] = {}
         self.keys: dict[str, str] = {}
-        """The name of each module, by what it is in the model."""
+        """By the name of each module, its key in the model."""
         self.tensors: dict[str, TensorInfo] = {}
         self._places: dict[str, tuple[str, str]] = {}
-        entries = {key: entry for one in reversed(terms) for key, entry in one.changes.entries.items()}
-        for key in dict.fromkeys(key for one in terms for key in one.changes.entries):
-            self._add(key, entries[key], dtype)
+        self._entries = {
+            key: entry for term in reversed(self._terms) for key, entry in term.changes.entries.items()
+        }  # the first one's
+        for key in self._shares:
+            self._add(key, self._entries[key], dtype)
+        if not self.tensors:
+            raise AdapterError("the sum of the adapters changes nothing", hint="are their strengths as they should be?")
         self._order = {name: place for place, name in enumerate(self._places)}
 
     def _add(self, key: str, entry: Entry, dtype: DType) -> None:
         name = entry.parts.module
         factors = self._factors(key)
+        if factors.energy == 0.0:
+            return
         self.shares[name], self.ranks[name], self.keys[name] = factors.share, factors.rank, entry.key
         self.energies[name] = factors.energy
         for part, shape in lora_shapes(entry.shape, factors.rank).items():
@@ -78,21 +132,10 @@ class JoinedAdapter(Checkpoint):
 
     def _factors(self, key: str) -> Factors:
         """The factors of one module, in float64."""
-        found = []
-        for term in self._terms:
-            if key in term.changes.entries:
-                factors = term.changes.change(key).factors()
-                if factors is None:
-                    entry = term.changes.entries[key]
-                    raise AdapterError(
-                        f"{entry.parts.module}: {entry.kind.name} is no product of two factors",
-                        hint="--rank makes it one of that rank, from the difference as a whole",
-                    )
-                up, down = factors
-                found.append((up.double() * term.strength, down.double()))
-        return (
-            joined(found) if self._rank is None and self._energy is None else truncated(found, self._rank, self._energy)
-        )
+        height = self._entries[key].shape[0]
+        found = [share.factors(height) for share in self._shares[key]]
+        exact = self._rank is None and self._energy is None
+        return joined(found) if exact else truncated(found, self._rank, self._energy)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
         """The bytes of a part; all parts of its module are made together."""
@@ -104,10 +147,11 @@ class JoinedAdapter(Checkpoint):
         with self._lock:
             if key not in self._held:
                 factors = self._factors(key)
+                weight = math.sqrt(factors.rank / ALPHA) if "alpha" in self._parts else 1.0
                 self._held[key] = {
-                    "up": factors.up,
-                    "down": factors.down,
-                    "alpha": torch.tensor(float(factors.rank), dtype=torch.float64),
+                    "up": factors.up * weight,
+                    "down": factors.down * weight,
+                    "alpha": torch.tensor(float(ALPHA), dtype=torch.float64),
                 }
                 while len(self._held) > _HELD:
                     self._held.popitem(last=False)
@@ -129,4 +173,55 @@ class JoinedAdapter(Checkpoint):
         """Nothing: the adapters are closed by whoever opened them."""
 
 
-_STORED = {DType.F32: torch.float32, DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F64: torch.float64}
+def shares_of(terms: Sequence[Term]) -> dict[str, list[Share]]:
+    """By the module, what each adapter adds to it; layouts are brought together where adapters name it in several."""
+    found: dict[str, list[Share]] = {}
+    apart = _named_apart(terms)
+    for term in terms:
+        others = {piece.key for original in apart if original in term.made for piece in term.made[original].pieces}
+        for key in term.changes.entries:
+            if key not in others:
+                found.setdefault(key, []).append(Share(term, key))
+    for original in apart:
+        for key, share in _together(original, [term for term in terms if original in term.made]):
+            found.setdefault(key, []).append(share)
+    return found
+
+
+def _named_apart(terms: Sequence[Term]) -> list[str]:
+    """The model's tensors that adapters name in several layouts."""
+    named: dict[str, set[str]] = {}
+    for term in terms:
+        for original, one in term.made.items():
+            named.setdefault(original, set()).update(piece.key.partition(":")[0] for piece in one.pieces)
+    return [original for original, layouts in named.items() if len(layouts) > 1]
+
+
+def _together(original: str, terms: Sequence[Term]) -> Iterator[tuple[str, Share]]:
+    """What adapters add to one of the model's tensors, by modules of the first that names all of it."""
+    whole = (term for term in terms if all(piece.key in term.changes.entries for piece in term.made[original].pieces))
+    first = next(whole, None)
+    if first is None or len({term.made[original].transposed for term in terms}) > 1:
+        why = "none names all of it" if first is None else "some have it on its side"
+        raise AdapterError(
+            f"{original} is changed by adapters that name it in several layouts, and {why}",
+            hint="to_lora(..., rank=32) of the sum is computed from the differences as a whole",
+        )
+    aim = first.made[original]
+    for term in terms:
+        rows: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+        for key, place, begin, end in _rows_of(aim):
+            for own, at, start, stop in _rows_of(term.made[original]):
+                low, high = max(begin, start), min(end, stop)
+                if low < high and own in term.changes.entries:
+                    rows.setdefault((key, own), []).append((at + low - start, place + low - begin, high - low))
+        for (key, own), some in rows.items():
+            yield key, Share(term, own, tuple(some))
+
+
+def _rows_of(one: Converted) -> Iterator[tuple[str, int, int, int]]:
+    """The pieces of a tensor: the key and the first row of each there, and from where to where it is here."""
+    at = 0
+    for piece in one.pieces:
+        yield piece.key, piece.start, at, at + piece.stop - piece.start
+        at += piece.stop - piece.start

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from remelt.adapters.extraction import ALPHA
 from remelt.archs.arch import Arch
 from remelt.archs.dialects import ORIGINAL
 
@@ -20,7 +22,12 @@ _KOHYA = {
 }
 _PEFT = "base_model.model."
 _DENOISERS = ("unet", "transformer")
+_FOLDERS = (*_KOHYA, "text_encoder")
+_WRAPPED = "text_model."
+"""What encloses the layers of CLIP in older versions of transformers, but not in newer ones."""
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
+_ENCLOSED = "transformer."
+"""What a single file puts a text encoder of transformers into."""
 WEIGHT = ".weight"
 
 
@@ -63,12 +70,14 @@ class Written:
         if self.own:
             return key.removesuffix(WEIGHT)
         folder, path = self._placed(key.removesuffix(WEIGHT))
-        if folder == "vae":
+        if folder.endswith("vae"):
             return None
         if self.names == "peft":
             return f"{_PEFT}{path}"
         if self.names == "diffusers":
             return f"{folder}.{path}" if folder else path
+        if folder.startswith("text_encoder"):
+            path = path.removeprefix(_ENCLOSED)
         return self._kohya(folder) + path.replace(".", "_")
 
     def parts(self) -> Mapping[str, str]:
@@ -79,25 +88,17 @@ class Written:
 
     def metadata(self, ranks: Mapping[str, int]) -> dict[str, str]:
         """What the header says, by the ranks of modules; they are multiplied by nothing else."""
-        common = _most(ranks)
         if self.names == "diffusers":
-            if self.own:
-                return {}
-            told: dict[str, object] = {}
-            for folder in dict.fromkeys(name.partition(".")[0] for name in ranks):
-                inside = {name.partition(".")[2]: rank for name, rank in ranks.items() if name.startswith(f"{folder}.")}
-                told |= {f"{folder}.{name}": value for name, value in self._config(inside).items()}
-            return {"lora_adapter_metadata": json.dumps(told, sort_keys=True)}
-        if self.names == "peft":
+            return self._of_folders(ranks)
+        if self.names == "peft" or not any(ranks.values()):  # a LoKr of whole matrices has no rank
             return {}
-        name = "" if self.arch is None else self.arch.name
-        found = {
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(common),
-            "ss_network_alpha": str(float(common)),
-            "ss_base_model_version": _VERSIONS.get(name, name),
-        }
-        spec = {} if self.arch is None else dict(self.arch.modelspec)
+        common = _most(ranks)
+        found = {"ss_network_module": "networks.lora", "ss_network_dim": str(common)}
+        found["ss_network_alpha"] = str(float(ALPHA))
+        if self.arch is None:
+            return found
+        found["ss_base_model_version"] = _VERSIONS.get(self.arch.name, self.arch.name)
+        spec = dict(self.arch.modelspec)
         if "architecture" in spec:
             found["modelspec.architecture"] = f"{spec['architecture']}/lora"
             found["modelspec.sai_model_spec"] = "1.0.1"
@@ -117,9 +118,23 @@ class Written:
         told |= {"bias": "none", "lora_dropout": 0.0, "fan_in_fan_out": False, "use_rslora": False, "use_dora": False}
         return (json.dumps(told | self._config(inside), indent=2, sort_keys=True) + "\n").encode()
 
+    def _of_folders(self, ranks: Mapping[str, int]) -> dict[str, str]:
+        """Diffusers' configurations, one for each folder; none where modules do not say of which they are.
+
+        It knows a module by the end of its path, which is the same whatever encloses the layers of a text encoder.
+        """
+        inside: dict[str, dict[str, int]] = {}
+        for name, rank in ranks.items():
+            folder, _, path = name.partition(".")
+            if folder not in _FOLDERS:
+                return {}
+            inside.setdefault(folder, {})[path.removeprefix(_WRAPPED)] = rank
+        told = {f"{folder}.{name}": one for folder, some in inside.items() for name, one in self._config(some).items()}
+        return {"lora_adapter_metadata": json.dumps(told, sort_keys=True)}
+
     def _config(self, ranks: Mapping[str, int]) -> dict[str, object]:
         common = _most(ranks)
-        others = {name: rank for name, rank in ranks.items() if rank != common}
+        others = {_pattern(name, ranks): rank for name, rank in ranks.items() if rank != common}
         return {
             "r": common,
             "lora_alpha": common,
@@ -133,7 +148,10 @@ class Written:
         folder, slash, rest = path.rpartition("/")
         if slash:
             return folder, rest
-        for component in [] if self.arch is None else self.arch.components:
+        components = [] if self.arch is None else self.arch.components
+        if not any(one.folder for component in components for one in component.dialects):
+            return "", path  # a model of one piece, whose modules are named from its root
+        for component in components:
             for prefix in component.prefixes:
                 if path.startswith(prefix):
                     folders = [one.folder for one in component.dialects if one.folder]
@@ -156,6 +174,11 @@ def _is_of_images(arch: Arch | None) -> bool:
     return arch is not None and any(
         one.folder in _DENOISERS for component in arch.components for one in component.dialects
     )
+
+
+def _pattern(path: str, paths: Iterable[str]) -> str:
+    """A pattern that a path alone has the end of, among others."""
+    return f"^{re.escape(path)}" if any(other.endswith(f".{path}") for other in paths) else path
 
 
 def _most(ranks: Mapping[str, int]) -> int:

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from remelt.adapters.extraction import METHODS, lokr_shapes, lora_shapes, matrix_sides, measured, squared
+from remelt.adapters.extraction import (
+    ALPHA,
+    MEASURES,
+    METHODS,
+    lokr_shapes,
+    lora_shapes,
+    matrix_sides,
+    squared,
+    squares_count,
+)
 from remelt.adapters.settings import CONFIG
 from remelt.adapters.written import WEIGHT, Written
 from remelt.api.adapter_views import own_keys
@@ -31,7 +40,7 @@ _TABLES = frozenset(
     | {"word_embeddings", "position_embeddings", "token_type_embeddings", "shared", "relative_attention_bias"}
 )
 """Modules that are tables of vectors: loaders of adapters do not look for them."""
-_LOKR = {"w1": "lokr_w1", "w2": "lokr_w2"}
+_LOKR = {"w1": "lokr_w1", "w2": "lokr_w2", "alpha": "alpha"}
 
 
 @dataclass
@@ -84,7 +93,7 @@ class AdapterOutput:
         self.keys[name] = key
         if self.form.kind == "lokr":
             self.modules[name] = 0
-            shapes = lokr_shapes(info.shape, self.form.factor)
+            shapes = {**lokr_shapes(info.shape, self.form.factor), "alpha": ()}
             names = {part: f"{name}.{_LOKR[part]}" for part in shapes}
             return made.of(task, METHODS["lokr"], {"factor": self.form.factor}, names, shapes, root, dtype)
         known = self.form.rank if self.ranks is None else self.ranks.get(key, self.form.rank)
@@ -93,7 +102,8 @@ class AdapterOutput:
         parts = self.written.parts()
         shapes = {part: shape for part, shape in lora_shapes(info.shape, rank).items() if part in parts}
         names = {part: f"{name}.{parts[part]}" for part in shapes}
-        return made.of(task, METHODS["lora"], {"rank": rank}, names, shapes, root, dtype)
+        values = {"rank": rank, "alpha": ALPHA if "alpha" in parts else rank}
+        return made.of(task, METHODS["lora"], values, names, shapes, root, dtype)
 
     def _has_factors(self, key: str, info: TensorInfo) -> bool:
         """Whether a weight is that of a linear map or a convolution, as loaders know."""
@@ -109,8 +119,10 @@ class AdapterOutput:
             if task.copy or not info.dtype.is_float or not key:
                 continue
             if self.written.module(key) is not None and self._has_factors(key, info):
-                shapes = {"squares": (min(matrix_sides(info.shape)),)}
-                tasks.append(made.of(task, measured, {}, {"squares": key}, shapes, root, DType.F64))
+                kind, factor = self.form.kind, self.form.factor
+                shapes = {"squares": (squares_count(kind, info.shape, factor),)}
+                values = {"factor": factor} if kind == "lokr" else {}
+                tasks.append(made.of(task, MEASURES[kind], values, {"squares": key}, shapes, root, DType.F64))
             else:
                 tasks.append(made.of(task, squared, {}, {"square": key}, {"square": ()}, root, DType.F64))
         return replace(report, tasks=tasks)

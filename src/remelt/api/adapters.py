@@ -87,20 +87,19 @@ def save_adapter(recipe: Node, output: PathLike, *, watch: Watch | None = None, 
     shares: dict[str, float] = {}
     energies: dict[str, float] = {}
     left: dict[str, float] = {}
-    if form.kind == "lora":
-        with prepare([source], [None], chosen, METHODS, measures=True) as prepared:
-            found = drain(prepared, chosen, watch).tensors[0]
-        for key, squares in found.items():
-            total = float(squares.sum())
-            if not squares.dim():
-                left |= {key: total} if total else {}
-                continue
-            energies[key] = total
-            if total > 0.0:  # what was not changed is no module of the adapter
-                ranks[key] = chosen_rank(squares, form.rank, form.energy, 1e-15)
-                shares[key] = float(squares[: ranks[key]].sum()) / total
-        if not ranks:
-            raise RecipeError("there is nothing to make an adapter of: both models have the same weights")
+    with prepare([source], [None], chosen, METHODS, measures=True) as prepared:
+        found = drain(prepared, chosen, watch).tensors[0]
+    for key, squares in found.items():
+        total = float(squares.sum())
+        if not squares.dim():
+            left |= {key: total} if total else {}
+            continue
+        energies[key] = total
+        if total > 0.0:  # what was not changed is no module of the adapter
+            ranks[key] = chosen_rank(squares, 1 if form.kind == "lokr" else form.rank, form.energy, 1e-15)
+            shares[key] = float(squares[: ranks[key]].sum()) / total
+    if not ranks:
+        raise RecipeError("there is nothing to make an adapter of: both models have the same weights")
     path = Path(output) if form.names in (None, "peft") else resolved(output, chosen)
     with prepare([source], [path], chosen, METHODS, ranks=ranks) as prepared:
         made = prepared.groups[0].adapted
@@ -144,14 +143,16 @@ def merge_adapters(
     graph = bind_recipes([expanded], METHODS, ["."])
     with open_models(graph, folders) as opened:
         terms, first = _terms(graph, opened, strengths, base, folders)
-        parts = Written.like(first.adapter.tensors).parts()
+        written = Written.like(first.adapter.tensors)
+        parts = written.parts()
         if "alpha" not in {name.rpartition(".")[2] for name in first.adapter.tensors}:
             parts = {part: name for part, name in parts.items() if part != "alpha"}
-        stored = next(iter(first.adapter.tensors.values())).dtype
+        stored = max(first.adapter.tensors.values(), key=lambda info: info.numel).dtype  # alpha has one of its own
         dtype = DType.parse(options["dtype"]) if options.get("dtype") else stored
         joined = JoinedAdapter(terms, rank, energy, parts, dtype, _carried(first.adapter.metadata))
         again = to_lora(as_node(recipe), rank=max(joined.ranks.values()))
-        joined.inherited = {**joined.inherited, RECIPE_KEY: portable_text(again, METHODS, folders, Path.cwd())}
+        joined.metadata = {**joined.metadata, **written.metadata(joined.ranks)}
+        joined.inherited = {**joined.metadata, RECIPE_KEY: portable_text(again, METHODS, folders, Path.cwd())}
         given = Model("adapters", tensors=joined)  # type: ignore[arg-type]
         path = merge(given, output, watch=watch, **{k: v for k, v in options.items() if k != "dtype"})
     return AdapterReport(path, joined.ranks, joined.shares, joined.energies)
@@ -194,7 +195,7 @@ def _terms(
     for identity, one in given.items():
         view = changes_of(one.checkpoint, layouts, in_dialect)
         assert isinstance(view.checkpoint, ChangesCheckpoint)
-        terms.append(Term(view.checkpoint, strengths[identity]))
+        terms.append(Term(view.checkpoint, strengths[identity], view.made))
     return terms, terms[0].changes
 
 

@@ -85,7 +85,7 @@ def in_one_spelling(
         try:
             checkpoint = respelled(given.checkpoint, arch, given.detection.spelling, wanted)
             checkpoint = _renamed(checkpoint, arch, wanted, names)
-            if given.model.layers is None and given.model.vocabulary is None:
+            if given.model.layers is None and given.model.vocabulary is None and given.adapter is None:
                 checkpoint = _untied(checkpoint, arch, first.checkpoint)
         except RemeltError as error:
             problems.append(Problem(given.label, error.message, error.hint, given.model.span))
