@@ -18,6 +18,7 @@ from remelt.adapters.kinds import kind_of
 from remelt.adapters.names import AdapterModule, modules_of
 from remelt.adapters.pairing import Layouts
 from remelt.adapters.settings import Settings
+from remelt.archs.dialects import ORIGINAL
 from remelt.core.dtype import DType
 from remelt.core.pieces import Converted, Piece
 from remelt.core.tensor_info import TensorInfo
@@ -25,7 +26,7 @@ from remelt.errors import AdapterError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.pieced import PiecedCheckpoint
 
-_OPENED = 12
+_OPENED = 4
 """Changes whose factors are held: those of the tensors that threads are at, and some more."""
 _SHOWN = 5
 _STORED = {
@@ -132,7 +133,7 @@ class ChangesCheckpoint(Checkpoint):
 
     def files(self) -> tuple[Path, ...]:
         """The adapter's files, and the model's where the changes depend on it."""
-        base = self._base_of("original").files() if self.needs_base else ()
+        base = self._base_of(ORIGINAL).files() if self.needs_base else ()
         return (*self.adapter.files(), *base)
 
     def view_of(self) -> str:
@@ -157,7 +158,7 @@ def changes_of(
     ``base_of`` gives the model in a dialect, for what depends on its own tensors. Raises `AdapterError` where modules
     of the adapter are none of the model's, or do not fit them; with ``ignore_unused``, the former are left out.
     """
-    modules = modules_of(adapter.tensors)
+    modules = modules_of(adapter.tensors, ignore_unknown=ignore_unused)
     settings = Settings.of(adapter.path, adapter.metadata)
     entries: dict[str, Entry] = {}
     unused: list[AdapterModule] = []
@@ -184,7 +185,10 @@ def changes_of(
         for one in pieces.values()
         for piece in one.pieces
     }
-    return PiecedCheckpoint(ChangesCheckpoint(adapter, entries, tensors, base_of, dtype), pieces)
+    changes = ChangesCheckpoint(adapter, entries, tensors, base_of, dtype)
+    if changes.needs_base:
+        base_of(ORIGINAL)  # says so now if there is no model
+    return PiecedCheckpoint(changes, pieces)
 
 
 def _entries(
@@ -235,7 +239,7 @@ def _originals(entries: Mapping[str, Entry], layouts: Layouts, stored: DType) ->
                 )
             pieces = tuple(Piece(_name(dialect, piece.key), piece.start, piece.stop) for piece in one.pieces)
             found[key], by[key] = Converted(TensorInfo(stored, one.info.shape), pieces, one.transposed), dialect
-    return {key: found[key] for key in layouts.originals["original"] if key in found}
+    return {key: found[key] for key in layouts.originals[ORIGINAL] if key in found}
 
 
 def _leftovers(unused: Iterable[AdapterModule], count: int, layouts: Layouts) -> str:

@@ -30,7 +30,6 @@ _OTHERWISE = {
     r"lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?": _DORA,
     r"lora(?:_linear_layer)?\.down\.weight": _DOWN,
     r"lora(?:_linear_layer)?\.up\.weight": _UP,
-    r"diff_m": "diff",
     r"ia3_l(?:\.[^.]+)?": "ia3_l",
     r"oft_[rR](?:\.[^.]+)?(?:\.weight)?": "oft_R",
     r"boft_R(?:\.[^.]+)?": "boft_R",
@@ -44,9 +43,17 @@ _OPTIONS = {"_embedding_": "transposed", "lora_magnitude_vector": "magnitude_on_
 _PLAIN = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, sorted(_AS_THEY_ARE, key=len, reverse=True)))})(?:\.default)?")
 _PATTERNS = [(re.compile(rf"(.+?)\.{pattern}"), part) for pattern, part in _OTHERWISE.items()]
 _PROCESSOR = re.compile(r"(?P<module>.+)\.processor\.(?P<layer>to_[qkv]|to_out)_lora\.(?P<way>up|down)\.weight")
+_OLD_TEXT = re.compile(r"(?P<module>.+\.self_attn)\.to_(?P<layer>[qkv]|out)_lora\.(?P<way>up|down)\.weight")
+_MODULATION = re.compile(r"(.+)\.diff_m")
+"""A difference of a block's table of modulation, as distilled models of Wan have it."""
 _XLABS = re.compile(
     r"(?P<block>.+_blocks\.\d+)\.processor\.(?P<layer>qkv|proj)_lora(?P<stream>[12]?)\.(?P<way>up|down)\.weight"
 )
+_OF_PEFT = "base_model.model."
+_COPIED = re.compile(r".+\.base_layer\.weight")
+"""What PEFT keeps beside the parts of an embedding: the model's own tensor, which it does not train."""
+_SAVED = re.compile(rf"({re.escape(_OF_PEFT)}.+)\.(?:modules_to_save\.)?weight")
+"""What PEFT trains whole."""
 
 PLACES: dict[str, tuple[str, ...]] = {
     "lora_unet_": ("unet", "transformer"),
@@ -65,8 +72,9 @@ PLACES: dict[str, tuple[str, ...]] = {
     "diffusion_model.": ("unet", "transformer"),
     "transformer.": ("transformer", "unet"),
     "unet.": ("unet", "transformer"),
+    "vae.": ("vae",),
     "lycoris_": (),
-    "base_model.model.": (),
+    _OF_PEFT: (),
 }
 """Where modules are whose names begin so: folders of diffusers, the likeliest first; none where any may be meant."""
 
@@ -86,7 +94,7 @@ class AdapterModule:
 
 
 def is_adapter(keys: Iterable[str]) -> bool:
-    """Whether a file with those keys is an adapter: at least half of them are parts of one.
+    """Whether a file with those keys is an adapter: at least half of them are parts of one, or named by PEFT.
 
     >>> is_adapter(["lora_unet_mid_block.lora_up.weight", "lora_unet_mid_block.lora_down.weight"])
     True
@@ -94,11 +102,13 @@ def is_adapter(keys: Iterable[str]) -> bool:
     False
     """
     names = list(keys)
-    return bool(names) and 2 * sum(_told(key) is not None for key in names) >= len(names)
+    return bool(names) and 2 * sum(key.startswith(_OF_PEFT) or _told(key) is not None for key in names) >= len(names)
 
 
-def modules_of(tensors: Mapping[str, TensorInfo]) -> dict[str, AdapterModule]:
+def modules_of(tensors: Mapping[str, TensorInfo], *, ignore_unknown: bool = False) -> dict[str, AdapterModule]:
     """The modules of an adapter, by name; `AdapterError` where keys are no part of any, or one part is there twice.
+
+    With ``ignore_unknown``, keys that are no part of any are left out.
 
     >>> from remelt.core.dtype import DType
     >>> info = TensorInfo(DType.F16, (4, 8))
@@ -110,6 +120,8 @@ def modules_of(tensors: Mapping[str, TensorInfo]) -> dict[str, AdapterModule]:
     strange = []
     scaled = {key.removesuffix(".on_input") for key in tensors if key.endswith(".on_input")}
     for key in tensors:
+        if _COPIED.fullmatch(key):
+            continue
         told = _told(key)
         if told is None and key.removesuffix(".weight") in scaled:
             told = key.removesuffix(".weight"), "weight", ""
@@ -127,7 +139,7 @@ def modules_of(tensors: Mapping[str, TensorInfo]) -> dict[str, AdapterModule]:
             )
         module.parts[part] = key
         module.options |= {option: True} if option else {}
-    if strange:
+    if strange and not (found and ignore_unknown):
         shown = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
         raise AdapterError(
             f"{len(strange)} of its tensors are no part of any kind of adapter that is known: {shown}",
@@ -141,6 +153,10 @@ def _told(key: str) -> tuple[str, str, str] | None:
     if found := _PROCESSOR.fullmatch(key):
         layer = "to_out.0" if found["layer"] == "to_out" else found["layer"]
         return f"{found['module']}.{layer}", _UP if found["way"] == "up" else _DOWN, ""
+    if found := _OLD_TEXT.fullmatch(key):
+        return f"{found['module']}.{found['layer']}_proj", _UP if found["way"] == "up" else _DOWN, ""
+    if found := _MODULATION.fullmatch(key):
+        return f"{found[1]}.modulation", "diff", ""
     if found := _XLABS.fullmatch(key):
         return _of_xlabs(found), _UP if found["way"] == "up" else _DOWN, ""
     if found := _PLAIN.fullmatch(key):
@@ -148,13 +164,14 @@ def _told(key: str) -> tuple[str, str, str] | None:
     for pattern, part in _PATTERNS:
         if found := pattern.fullmatch(key):
             return found[1], part, next((said for word, said in _OPTIONS.items() if word in pattern.pattern), "")
-    return None
+    found = _SAVED.fullmatch(key)
+    return None if found is None else (found[1], "set_weight", "")
 
 
 def _of_xlabs(found: re.Match[str]) -> str:
     """What XLabs' trainer of Flux means: numbered by the stream that an attention is of."""
     if not found["stream"]:
-        return f"{found['block']}.{found['layer']}"
+        return f"{found['block']}.{'linear2' if found['layer'] == 'proj' else 'qkv'}"
     return f"{found['block']}.{'img' if found['stream'] == '1' else 'txt'}_attn.{found['layer']}"
 
 

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remelt.adapters.names import AdapterModule, modules_of
 from remelt.archs.arch import Arch
-from remelt.archs.dialects import ORIGINAL, Conversion, Spelling, dialects_of, from_original, to_original
+from remelt.archs.dialects import (
+    ORIGINAL,
+    Conversion,
+    Spelling,
+    dialects_of,
+    from_original,
+    is_of_folders,
+    to_original,
+)
+from remelt.archs.maps import key_map
 from remelt.core.dtype import DType
 from remelt.core.pieces import Converted, Piece
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import AdapterError, FormatError
 
 _WEIGHT, _BIAS = ".weight", ".bias"
+_DENOISERS = frozenset(("unet", "transformer"))
+_COMFY = (
+    *((re.compile(r"(mod|modulation)_lin$"), r"\1_linear"), (re.compile(r"_mlp_0$"), "_mlp_fc1")),
+    *((re.compile(r"_mlp_2$"), "_mlp_fc2"), (re.compile(r"_in_layer$"), "_mlp_0")),
+    (re.compile(r"_out_layer$"), "_mlp_2"),
+)
+"""Ends of paths in HunyuanVideo as ComfyUI has them, and as its authors have them."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +45,10 @@ class Named:
 
 @dataclass
 class Layouts:
-    """A model's tensors in every dialect of its arch, and how those of the original one are made of each."""
+    """A model's tensors in the dialects that adapters are named by, and how those of the original one are made of each.
+
+    They are the original one, and those of folders.
+    """
 
     tensors: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
     """By dialect and key."""
@@ -45,9 +65,10 @@ class Layouts:
         found.originals[ORIGINAL] = {key: _itself(key, info) for key, info in tensors.items()}
         for path, named in _names_of_originals(arch, tensors):
             found.names.setdefault(path, []).append(named)
-        for dialect in dialects_of(arch)[1:] if arch is not None else ():
-            assert arch is not None
-            found._add(arch, dialect, tensors)
+        if arch is not None:
+            for dialect in dialects_of(arch):
+                if is_of_folders(arch, dialect):
+                    found._add(arch, dialect, tensors)
         return found
 
     @staticmethod
@@ -87,18 +108,32 @@ class Layouts:
         for key in there:
             folder, _, rest = key.rpartition("/")
             self.names.setdefault(_path(rest), []).append(Named(dialect, _module(key), folder))
+        for other, key in _other_names(arch, dialect, tensors):
+            if key in there:
+                folder = key.rpartition("/")[0]
+                self.names.setdefault(_path(other), []).append(Named(dialect, _module(key), folder))
 
     def find(self, module: AdapterModule) -> Named | None:
-        """What a module's name means: in the component that it names, else wherever there is but one of that name."""
-        for path, places in module.paths:
-            found = list({one.key: one for one in reversed(self.names.get(path, []))}.values())[::-1]
-            for place in places:
-                there = [one for one in found if one.folder == place]
-                if there:
-                    return there[0]
-            anywhere = [one for one in found if not places or not one.folder]
-            if anywhere:
-                return anywhere[0]
+        """What a module's name means: in the component that it names, else in any that has it.
+
+        Raises `AdapterError` where it says of no component, and several have it.
+        """
+        for paths in (module.paths, [(_of_authors(path), places) for path, places in module.paths]):
+            for path, places in paths:
+                found = self.names.get(path, [])
+                for place in places:
+                    there = [one for one in found if one.folder == place]
+                    if there:
+                        return there[0]
+                anywhere = [one for one in found if not places or not one.folder]
+                folders = list(dict.fromkeys(one.folder for one in anywhere if one.folder))
+                if len(folders) > 1 and not _DENOISERS.intersection(folders):
+                    raise AdapterError(
+                        f"{module.name} may be of {' or '.join(folders)}", hint=f"put {folders[0]}. before its names"
+                    )
+                anywhere.sort(key=lambda one: one.folder not in _DENOISERS)
+                if anywhere:
+                    return anywhere[0]
         return None
 
     def key_of(self, named: Named, target: str) -> str | None:
@@ -119,16 +154,41 @@ def _names_of_originals(arch: Arch | None, tensors: Iterable[str]) -> Iterator[t
     """Every path by which a key may be meant: all of it, and what follows the prefix of its component."""
     components = [] if arch is None else arch.components
     for key in tensors:
-        for component in components:
-            prefix = next((one for one in component.prefixes if key.startswith(one)), None)
-            if prefix is not None:
-                folders = [one.folder for one in component.dialects]
-                named = Named(ORIGINAL, _module(key), folders[0] if folders else "")
-                yield _path(key[len(prefix) :]), named
-                yield _path(key), named
-                break
-        else:
-            yield _path(key), Named(ORIGINAL, _module(key), "")
+        spelled = [key] if arch is None else list(dict.fromkeys((key, arch.usual(key), *arch.others(key))))
+        found = [
+            (component, prefix)
+            for component in components
+            if (prefix := next((one for one in component.prefixes if key.startswith(one)), None)) is not None
+        ]
+        folders = [one.folder for one in found[0][0].dialects] if found else []
+        named = Named(ORIGINAL, _module(key), folders[0] if folders else "")
+        for name in spelled:
+            if found and name.startswith(found[0][1]):
+                yield _path(name[len(found[0][1]) :]), named
+            yield _path(name), named
+
+
+def _other_names(arch: Arch, dialect: str, tensors: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names that are read for tensors of a dialect beside those that are written, and the latter's keys."""
+    for component in arch.components:
+        for part in component.dialects:
+            if part.dialect != dialect:
+                continue
+            known, start = key_map(part.key_map, part.below), part.prefix or f"{part.folder}/"
+            for key in tensors:
+                rest = arch.usual(key)
+                prefix = next((one for one in component.prefixes if rest.startswith(one)), None)
+                for written, *others in known.spellings(rest[len(prefix) :]) if prefix is not None else ():
+                    for other in others:
+                        yield other, start + written
+
+
+def _of_authors(path: str) -> str:
+    for pattern, name in _COMFY:
+        found, count = pattern.subn(name, path)
+        if count:
+            return found
+    return path
 
 
 def _module(key: str) -> str:

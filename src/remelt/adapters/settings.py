@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import AdapterError
@@ -18,6 +18,9 @@ _DIFFUSERS = "lora_adapter_metadata"
 _KOHYA = "ss_network_args"
 _RANKS = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 """Parts whose first dimension is the rank."""
+_WHOLE = "lokr_w"
+"""Parts that PEFT scales by its rank even where they are matrices, and none of factors."""
+_OF_PEFT = "base_model.model."
 _OPTIONS = (
     *("fan_in_fan_out", "feedforward_modules", "block_share", "coft", "eps"),
     *("use_cayley_neumann", "num_cayley_neumann_terms"),
@@ -50,28 +53,28 @@ class Settings:
 
         ``alpha`` is that of the file, which counts before a configuration's.
         """
-        rank = next((infos[part].shape[0] for part in _RANKS if part in infos and infos[part].shape), 0)
-        config = self._config(module)
-        if not rank or (alpha is None and not config):
-            return None
+        rank: object = next((infos[part].shape[0] for part in _RANKS if part in infos and infos[part].shape), None)
         if alpha is not None:
-            return alpha / math.sqrt(rank) if self.rank_stabilised else None
-        told = config.get("lora_alpha", config.get("alpha"))
-        told = _by_pattern(config.get("alpha_pattern"), module, told)
-        if not isinstance(told, (int, float)) or isinstance(told, bool):
+            return alpha / math.sqrt(rank) if self.rank_stabilised and isinstance(rank, int) and rank else None
+        config, path = self._config(module)
+        told = _by_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", config.get("alpha")))
+        if rank is None and any(part.startswith(_WHOLE) for part in infos):
+            rank = _by_pattern(config.get("rank_pattern"), path, config.get("r"))
+        if not _is_number(told) or not _is_number(rank) or rank <= 0:
             return None
         return told / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
     def options(self, module: str) -> dict[str, object]:
         """Other facts of a configuration that a kind of adapter may ask for."""
-        config = self._config(module)
+        config, _ = self._config(module)
         return {name: config[name] for name in _OPTIONS if config.get(name) is not None}
 
-    def _config(self, module: str) -> Mapping[str, Any]:
+    def _config(self, module: str) -> tuple[Mapping[str, Any], str]:
+        """The configuration that a module is under, and its path as that has it."""
         for component, config in self.configs.items():
             if component and module.startswith(f"{component}."):
-                return config
-        return self.configs.get("", {})
+                return config, module.removeprefix(f"{component}.")
+        return self.configs.get("", {}), module.removeprefix(_OF_PEFT)
 
 
 def _by_pattern(patterns: object, module: str, default: object) -> object:
@@ -83,6 +86,10 @@ def _by_pattern(patterns: object, module: str, default: object) -> object:
         except re.error:
             continue
     return default
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:
