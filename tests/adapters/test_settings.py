@@ -120,3 +120,9 @@ def test_a_header_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(AdapterError, match="its lora_adapter_metadata is no JSON: ") as caught:
         Settings.of(None, {"lora_adapter_metadata": "{'r': 4}"})
     assert caught.value.hint == "take it from where the adapter came from, or remove it"
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+", "(a*)*b", "(?:x{1,9}){1,9}", "a" * 501])
+def test_patterns_that_could_take_for_ever_are_refused(pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="repeats what repeats, or is long"):
+        peft(tmp_path, r=2, lora_alpha=2, alpha_pattern={pattern: 4}).scale(MODULE, LORA, None)

@@ -77,9 +77,19 @@ class Settings:
         return self.configs.get("", {}), module.removeprefix(_OF_PEFT)
 
 
+_LONGEST = 500
+_ENDLESS = re.compile(r"[*+}]\??\)*[*+{]|\)[*+{]")
+"""Repetitions within repetitions, by which a pattern of a file from anywhere could keep a program busy for ever."""
+
+
 def _by_pattern(patterns: object, module: str, default: object) -> object:
-    """The value of the first pattern that ends a module's name."""
+    """The value of the first pattern that ends a module's name; `AdapterError` for one that could take for ever."""
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if len(pattern) > _LONGEST or _ENDLESS.search(pattern):
+            raise AdapterError(
+                f"a pattern of its configuration repeats what repeats, or is long: {pattern[:80]!r}",
+                hint="write it out by the names of the modules",
+            )
         try:
             if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
                 return value
