@@ -427,3 +427,29 @@ def test_a_single_file_is_converted_to_kohyas_names_and_back(here: Path, remelt:
     assert remelt("merge", "there", "sd1", "-m", "weighted_sum", "-o", "mix.safetensors", "-q")[0] == 0
     assert load_file("mix.safetensors").keys() == there.keys()  # the first model's layout is one of single files, too
     assert remelt("convert", "sd1", "--to", "diffusers", "-o", "x.safetensors")[0] == 2
+
+
+def test_two_layouts_in_one_file_are_refused_with_the_keys(here: Path, remelt: Remelt) -> None:
+    tensors = {key: torch.randn(info.shape) for key, info in sd1_shapes(32).items()}
+    save_file(tensors, "sd1.safetensors")
+    assert remelt("convert", "sd1", "--to", "kohya", "-o", "kohya.safetensors", "-q")[0] == 0
+    text = {key: tensor for key, tensor in load_file("kohya.safetensors").items() if key.startswith("te.")}
+    save_file({**{key: one for key, one in tensors.items() if "cond_stage" not in key}, **text}, "mixed.safetensors")
+    code, _, err = remelt("convert", "mixed", "--to", "original", "-o", "out.safetensors")
+    assert code == 3
+    assert "mixed.safetensors  is of the layout original, but some of its keys are of kohya: te.text_model" in err
+
+
+def test_what_is_left_out_is_told_and_what_stands_beside_a_pipeline_is(here: Path, remelt: Remelt) -> None:
+    tensors = {key: torch.randn(info.shape) for key, info in sd1_shapes(32).items()}
+    save_file({**tensors, "v_pred": torch.empty(0)}, "sd1.safetensors")
+    code, _, err = remelt("convert", "sd1", "--to", "diffusers", "-o", "there")
+    assert code == 0
+    assert "1 key without a place in the layout of the result: v_pred" in err
+    (here / "there" / "safety_checker").mkdir()
+    save_file({"concept_embeds": torch.ones(2, 2)}, here / "there" / "safety_checker" / "model.safetensors")
+    code, _, err = remelt("convert", "there", "--to", "original", "-o", "back.safetensors")
+    assert code == 0
+    assert "safety_checker/concept_embeds" in err
+    assert remelt("merge", "there", "sd1", "-m", "weighted_sum", "-o", "mix", "--dialect", "diffusers")[0] == 0
+    assert (here / "mix" / "safety_checker" / "model.safetensors").exists()

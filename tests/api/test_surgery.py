@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import remelt as rm
@@ -136,3 +136,30 @@ def test_an_unknown_component_is_told(models: Path, tmp_path: Path, capsys: pyte
     told = capsys.readouterr().err
     assert "'emma'" in told
     assert "ema" in told.replace("emma", "")
+
+
+def test_surgery_needs_one_model_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    monkeypatch.chdir(tmp_path)
+    model = {key: torch.randn(info.shape) for key, info in sd1_shapes(32).items()}
+    vae = {
+        key.removeprefix("first_stage_model."): tensor + 1.0 for key, tensor in model.items() if "first_stage" in key
+    }
+    save_file(model, "model.safetensors")
+    save_file(vae, "vae.safetensors")
+    save_file({key: tensor for key, tensor in model.items() if "first_stage" not in key}, "without.safetensors")
+    assert run(["merge", "model", "--vae", "vae", "-o", "baked.safetensors", "-q"]) == 0
+    baked = load_file("baked.safetensors")
+    assert all(torch.equal(baked[f"first_stage_model.{key}"], tensor) for key, tensor in vae.items())
+    assert run(["merge", "baked", "--drop", "vae", "-o", "less.safetensors", "-q"]) == 0  # the file, not its recipe
+    assert not any("first_stage" in key for key in load_file("less.safetensors"))
+    assert run(["merge", "model", "--vae", "without", "-o", "never.safetensors", "-q"]) == 3
+
+
+def test_a_donor_without_the_component_is_refused_by_name(tmp_path: Path) -> None:
+    model = {key: torch.randn(info.shape) for key, info in sd1_shapes(32).items()}
+    donor = {key: tensor for key, tensor in model.items() if key.startswith("model.diffusion_model.")}
+    for name, tensors in (("model", model), ("donor", donor)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckError, match=r"donor\.safetensors  has no vae to give\n\s+it has unet"):
+        rm.merge(rm.with_component(tmp_path / "model.safetensors", tmp_path / "donor.safetensors", "vae"))

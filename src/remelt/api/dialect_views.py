@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from remelt.archs.dialects import (
     from_original,
     is_left_out,
     is_of_folders,
+    keys_of_another_layout,
     original_key,
     spelling_alone,
     to_original,
@@ -31,6 +32,7 @@ from remelt.formats.pieced import PiecedCheckpoint
 from remelt.formats.renamed import RenamedCheckpoint
 
 _SHOWN = 3
+WITHOUT_A_PLACE = "without a place in the layout of the result"
 
 
 def wanted_dialect(asked: str | None, outputs: Sequence[Path | None], first: Input) -> str | None:
@@ -82,6 +84,9 @@ def in_one_spelling(
         found[index] = given
         if given.detection.arch is None or given.detection.arch.name != arch.name:
             continue
+        if (mixed := _mixed(given, arch)) is not None:
+            problems.append(mixed)
+            continue
         try:
             checkpoint = respelled(given.checkpoint, arch, given.detection.spelling, wanted)
             checkpoint = _renamed(checkpoint, arch, wanted, names)
@@ -94,6 +99,18 @@ def in_one_spelling(
     return found, wanted
 
 
+def _mixed(given: Input, arch: Arch) -> Problem | None:
+    """The problem of a file with keys of two layouts, if it has."""
+    own = given.detection.spelling
+    found = keys_of_another_layout(arch, own, given.checkpoint.tensors)
+    if found is None:
+        return None
+    dialect, keys = found
+    shown = ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+    message = f"is of the layout {own.dialect}, but some of its keys are of {dialect}: {shown}"
+    return Problem(given.label, message, "a file has one layout: leave the others out", given.model.span)
+
+
 def _untied(checkpoint: Checkpoint, arch: Arch, first: Checkpoint) -> Checkpoint:
     """A checkpoint with each name of a tensor that the first one has, too: files leave out all but one of them."""
     names = {key: key for key in checkpoint.tensors}
@@ -103,6 +120,22 @@ def _untied(checkpoint: Checkpoint, arch: Arch, first: Checkpoint) -> Checkpoint
             if held is not None and name in first.tensors and name not in checkpoint.tensors:
                 names[name] = held
     return checkpoint if len(names) == len(checkpoint.tensors) else RenamedCheckpoint(checkpoint, names)
+
+
+def stem_of(arch: Arch | None, spelling: Spelling) -> str:
+    """What diffusers calls the file of weights in the folder of a component alone, without its suffix."""
+    for component in [] if arch is None else arch.components:
+        for one in component.dialects:
+            if (one.dialect, component.name) == (spelling.dialect, spelling.alone):
+                return "model" if one.folder.startswith("text_encoder") else "diffusion_pytorch_model"
+    return "model"
+
+
+def left_out_of(checkpoint: Checkpoint) -> Iterator[str]:
+    """Keys of a file for which the layout that it is read in has no place."""
+    while isinstance(checkpoint, (PiecedCheckpoint, RenamedCheckpoint)):
+        yield from checkpoint.left_out if isinstance(checkpoint, PiecedCheckpoint) else ()
+        checkpoint = checkpoint.checkpoint
 
 
 def keys_without_a_place(inputs: Iterable[Input], spelling: Spelling) -> frozenset[str]:
@@ -187,4 +220,4 @@ def _view(checkpoint: Checkpoint, conversion: Conversion, what: str) -> PiecedCh
             f"{count} of its keys are of no part that is known of the {what}, and would be lost: {shown}",
             hint="leave them out before: pick_component or omit_component",
         )
-    return PiecedCheckpoint(checkpoint, conversion.tensors)
+    return PiecedCheckpoint(checkpoint, conversion.tensors, tuple(conversion.left_out))

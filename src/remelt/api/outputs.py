@@ -78,6 +78,7 @@ def lay_out(
     path: Path,
     like: Path | None,
     shard_bytes: int | None,
+    stem: str = "model",
 ) -> OutputLayout:
     """The layout of a result on disk: one file, or a folder of shards named as in the folder ``like``, if it is one."""
     if path.suffix == SUFFIX:
@@ -85,7 +86,9 @@ def lay_out(
             raise OptionError("shards go to a folder, but the output is a file", hint=f"-o {path.with_suffix('')}")
         file = file_layout(tensors, metadata, path.name)
         return OutputLayout(files=(file,), indexes=(), is_folder=False)
-    layout = folder_layout(tensors, metadata, max_shard_size=shard_bytes, weight_names=_weight_names(tensors, like))
+    layout = folder_layout(
+        tensors, metadata, max_shard_size=shard_bytes, weight_names=_weight_names(tensors, like, stem)
+    )
     if (path / "model_index.json").is_file() and not any("/" in file.name for file in layout.files):
         raise OutputError(
             f"{path} is a model of several components, as its model_index.json says, and the result is not",
@@ -94,11 +97,11 @@ def lay_out(
     return layout
 
 
-def _weight_names(keys: Iterable[str], like: Path | None) -> dict[str, str]:
-    """The stem of the weight files of each component folder (``""`` is the folder itself)."""
+def _weight_names(keys: Iterable[str], like: Path | None, stem: str) -> dict[str, str]:
+    """The stem of the weight files of each component folder (``""`` is the folder itself, whose is said)."""
     folders = {key.rpartition("/")[0] for key in keys}
     names = {
-        folder: "model" if folder.startswith("text_encoder") or not folder else "diffusion_pytorch_model"
+        folder: stem if not folder else "model" if folder.startswith("text_encoder") else "diffusion_pytorch_model"
         for folder in folders
     }
     if like is None or not like.is_dir():

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remelt.api.dialect_views import in_one_spelling, keys_without_a_place, wanted_dialect
+from remelt.api.dialect_views import (
+    WITHOUT_A_PLACE,
+    in_one_spelling,
+    keys_without_a_place,
+    left_out_of,
+    stem_of,
+    wanted_dialect,
+)
 from remelt.api.embedding import portable_text
 from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
 from remelt.api.modelspec import model_spec
@@ -25,7 +32,7 @@ from remelt.check.bound import BoundGraph, bind_recipes
 from remelt.check.inputs import Input, arch_of, input_groups, keys_of
 from remelt.check.joining import join_reports
 from remelt.check.keys import KeyOptions, KeyReport, check_keys
-from remelt.check.names import check_names
+from remelt.check.names import check_donors, check_names
 from remelt.check.report import fold_keys, problems_of
 from remelt.check.spaces import infer_masses, name_of
 from remelt.core.checksum import PLACEHOLDER
@@ -226,6 +233,7 @@ class _Group:
             arch = arch_of(given, problems)
             layouts.append(arch_layout(keys_of(given), arch, self.spelling))
             problems += check_names(self.graph, self.graph.reachable(root), layouts[-1])
+            problems += check_donors(self.graph, self.graph.reachable(root), self.inputs, self.spelling)
         _refuse(list(dict.fromkeys(problems)), self.graph)
         missing: Any = self.options.missing
         options = KeyOptions(missing, self.options.stored, self.excused)
@@ -272,7 +280,8 @@ class _Group:
         if self.form is not None:
             path = self.form.path(path, overwrite=self.options.overwrite)
             return PlannedOutput(str(path), space, tensors, self.form.lay_out(tensors, metadata, path))
-        layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes)
+        stem = stem_of(self.first_of(root).detection.arch, self.spelling)
+        layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes, stem)
         return PlannedOutput(str(path), space, tensors, layout)
 
     def companions(self, root: int, output: PlannedOutput) -> Iterator[tuple[Path | bytes, str]]:
@@ -343,6 +352,9 @@ class _Group:
             if wide:
                 yield f"F64 tensors in {', '.join(wide)} are computed in float32; --compute-dtype float64 keeps them"
         for one in self.inputs.values():
+            if lost := list(dict.fromkeys(left_out_of(one.checkpoint))):
+                count = f"{len(lost)} key{'s' if len(lost) != 1 else ''}"
+                yield f"{one.label}: {count} {WITHOUT_A_PLACE}: {fold_keys(lost)}"
             if one.note:
                 yield f"{one.label}: {one.note}"
 

@@ -17,6 +17,8 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 
 ORIGINAL = "original"
+_BESIDE = ("safety_checker/", "image_encoder/")
+"""Folders of a pipeline that are no part of the model."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def to_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo
             result.tensors[component.prefixes[0] + name] = _from(converted, start)
         result.unknown += [start + key for key in unknown]
     known_starts = tuple(start for _, _, _, start in _parts(arch, spelling))
-    result.unknown += [key for key in tensors if not any(_is_inside(key, start) for start in known_starts)]
+    others = [key for key in tensors if not any(_is_inside(key, start) for start in known_starts)]
+    result.left_out += [key for key in others if key.startswith(_BESIDE)]
+    result.unknown += [key for key in others if not key.startswith(_BESIDE)]
     return result
 
 
@@ -198,6 +202,28 @@ def _from_usual(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo
             continue
         (result.left_out if arch.is_copied(key) or _is_shadow(arch, key) else result.unknown).append(key)
     return result
+
+
+def keys_of_another_layout(arch: Arch, spelling: Spelling, keys: Collection[str]) -> tuple[str, list[str]] | None:
+    """A layout beside a file's own that some of its keys are of, and those; None where there is none."""
+    originals = tuple(one for component in arch.components for one in component.prefixes if one.endswith("."))
+    for dialect in () if spelling.alone else dialects_of(arch):
+        if dialect == spelling.dialect:
+            continue
+        if dialect == ORIGINAL:
+            found = [key for key in keys if key.startswith(originals) and original_key(arch, spelling, key) == key]
+        else:
+            parts = [(known, start) for _, _, known, start in _parts(arch, Spelling(dialect)) if start]
+            found = [
+                key
+                for key in keys
+                if not (spelling.dialect == ORIGINAL and key.startswith(originals))
+                and (spelling.dialect == ORIGINAL or original_key(arch, spelling, key) == key)
+                and any(_is_inside(key, start) and known.original(key[len(start) :]) for known, start in parts)
+            ]
+        if found:
+            return dialect, found
+    return None
 
 
 def is_left_out(arch: Arch, dialect: str, key: str) -> bool:

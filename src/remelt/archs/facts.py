@@ -13,8 +13,8 @@ from remelt.archs.dialects import IN_FULL, Spelling, original_key
 from remelt.archs.structure import Place, Structure, infer, is_number
 from remelt.errors import RecipeError
 
-NEVER_MERGED = ("*.inv_freq", "*position_ids", "*.num_batches_tracked")
-"""Keys that no arch learns: tables made from the configuration, and counters."""
+NEVER_MERGED = ("*.inv_freq", "*position_ids", "*.num_batches_tracked", "safety_checker/*", "image_encoder/*")
+"""Keys that no arch learns: tables made from the configuration, counters, and what stands beside a pipeline."""
 
 _LEAVES = frozenset({"weight", "bias", "scale", "gamma", "beta", "weight_scale", "weight_scale_inv", "scale_weight"})
 """Names of a layer's own tensors, which are no part of the layer's name."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from remelt.archs.facts import Layout
+from remelt.archs.dialects import Spelling
+from remelt.archs.facts import Layout, layout
 from remelt.check.bound import BoundGraph, Step, numbers_of
+from remelt.check.inputs import Input
 from remelt.core.nearest import nearest_hint
 from remelt.errors import Problem, RecipeError
 from remelt.recipe.blocks import BLOCKS, CLASSES, COMPONENTS, DEPTH, KEYS, PRESET, BlockWeights, Rule
@@ -29,6 +31,31 @@ def check_names(graph: BoundGraph, steps: list[int], layout: Layout) -> list[Pro
             elif _selects(step) and isinstance(value, str) and value not in _selectable(step, layout):
                 problems.append(_problem(step, name, *_no("component", value, component_names(layout))))
     return problems
+
+
+def check_donors(graph: BoundGraph, steps: list[int], inputs: Mapping[int, Input], spelling: Spelling) -> list[Problem]:
+    """A problem for every model that is to give another one a component, and has none."""
+    problems = []
+    for index in steps:
+        step = graph.steps[index]
+        if step.method is None or step.method.name != "fallback":
+            continue
+        rest, part = (graph.steps[operand] for _, operand in step.operands)
+        if not (_does(rest, "omit_component") and _does(part, "pick_component") and rest.values == part.values):
+            continue
+        donor = graph.steps[part.operands[0][1]].input
+        if donor is None:
+            continue
+        given, component = inputs[donor], str(dict(part.values)["component"])
+        held = layout(tuple(given.checkpoint.tensors), given.detection.arch, spelling)
+        if component not in component_names(held):
+            has = ", ".join(held.components) or "no component that is known"
+            problems.append(Problem(given.label, f"has no {component} to give", f"it has {has}", given.model.span))
+    return problems
+
+
+def _does(step: Step, method: str) -> bool:
+    return step.method is not None and step.method.name == method
 
 
 def _selects(step: Step) -> bool:

@@ -42,22 +42,27 @@ def command(
     remelt convert deliberate_v2.safetensors --to diffusers --like stable-diffusion-v1-5 -o deliberate
     remelt convert stable-diffusion-v1-5 --to original -o v1-5.safetensors
     """
-    from remelt.api.merging import convert
+    from remelt.api.dialect_views import WITHOUT_A_PLACE
+    from remelt.api.merging import convert, plan
+    from remelt.recipe.node import model as as_model
 
     begun = time.monotonic()
+    options = {"like": like, "dtype": dtype, "max_shard_size": max_shard_size, "overwrite": overwrite}
+    planned = plan(as_model(model), output, dialect=dialect, models_dirs=models_dirs, **options)
+    lost = [warning for warning in planned.warnings if WITHOUT_A_PLACE in warning]
+    for warning in () if as_json else lost:
+        click.echo(f"warning: {warning}", err=True)
     with progress(quiet=quiet or as_json) as watch:
         path = convert(
             model,
             output,
             to=dialect,
             watch=watch,
-            like=like,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            overwrite=overwrite,
             models_dirs=models_dirs,
+            **options,
         )
     if as_json:
-        echo_json({"output": str(path), "seconds": time.monotonic() - begun})
+        seconds = time.monotonic() - begun
+        echo_json({"output": str(path), "seconds": seconds, "warnings": lost})
     elif not quiet:
         click.echo(f"wrote {path} in {format_seconds(time.monotonic() - begun)}")

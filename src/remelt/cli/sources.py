@@ -34,7 +34,7 @@ def read_sources(
     if method is not None:
         return [Source(_call(words, method, parameters), Path.cwd(), method)]
     words = [found for word in words for found in _expand(word)]
-    if changed and len(words) == 1 and not names_recipe(words[0]):
+    if changed and len(words) == 1 and not names_recipe(words[0]):  # the model, and not the recipe that it may carry
         return [Source(as_node(words[0]), Path.cwd(), Path(words[0]).stem)]
     if len(words) > 1 and not all(names_recipe(word) for word in words):
         raise UsageError(
@@ -52,7 +52,7 @@ def read_sources(
 
 def changes(given: Mapping[str, Any]) -> bool:
     """Whether the options change what the recipes give, so that one of them may be a model as it is."""
-    return bool(given["adapters"])
+    return any(given[name] for name in ("adapters", "vae", "components", "dropped"))
 
 
 def operated(sources: Sequence[Source], given: Mapping[str, Any]) -> list[Source]:

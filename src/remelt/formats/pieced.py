@@ -16,10 +16,11 @@ class PiecedCheckpoint(Checkpoint):
     """Tensors that consist of rows of an opened checkpoint's, one piece after another; whoever opened it closes it.
 
     Nothing is copied where a tensor is one piece. A transposed tensor is read whole, and is meant to be small.
+    ``left_out`` are keys of the other for which there is no place.
     """
 
-    def __init__(self, checkpoint: Checkpoint, made: Mapping[str, Converted]) -> None:
-        self.checkpoint, self.made = checkpoint, made
+    def __init__(self, checkpoint: Checkpoint, made: Mapping[str, Converted], left_out: tuple[str, ...] = ()) -> None:
+        self.checkpoint, self.made, self.left_out = checkpoint, made, left_out
         self.path, self.format, self.metadata = checkpoint.path, checkpoint.format, checkpoint.metadata
         self.tensors = {key: one.info for key, one in made.items()}
 

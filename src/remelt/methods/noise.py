@@ -24,6 +24,7 @@ def add_noise(a: Same, *, alpha: Mask = 0.001, seed: Integer = 0, random: Random
     Source: supermerger, "plus random"; drawn by the transform of Box and Muller 1958.
 
     >>> from torch import tensor
+    >>> from remelt.core.random import Random
     >>> drawn = Random(seed=0, method="add_noise", key="w", offset=0, size=2)
     >>> add_noise.on(tensor([1.0, 2.0]), alpha=0.0, random=drawn)
     tensor([1., 2.])
