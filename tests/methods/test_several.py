@@ -301,7 +301,7 @@ def test_weights_of_the_geometric_median_count_models() -> None:
     torch.testing.assert_close(run(a, b, c, weights=[-1.0, -1.0, -1.0]), run(a, b, c))
 
 
-@pytest.mark.parametrize("values", [{"iterations": 0}, {"iterations": -1}, {"tolerance": -1.0}])
+@pytest.mark.parametrize("values", [{"iterations": 0}, {"tolerance": 0.0}])
 def test_odd_values_give_a_median_or_the_mean(values: dict[str, Any]) -> None:
     models = drawn(3, (16, 33), torch.float64)
     found = METHODS["geometric_median"].on(*models, **values)

@@ -207,21 +207,21 @@ def _from_usual(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo
 def keys_of_another_layout(arch: Arch, spelling: Spelling, keys: Collection[str]) -> tuple[str, list[str]] | None:
     """A layout beside a file's own that some of its keys are of, and those; None where there is none."""
     originals = tuple(one for component in arch.components for one in component.prefixes if one.endswith("."))
-    for dialect in () if spelling.alone else dialects_of(arch):
-        if dialect == spelling.dialect:
-            continue
+    own = originals
+    if spelling.dialect != ORIGINAL:
+        own = tuple(start for _, _, _, start in _parts(arch, spelling) if start)
+    strange = [] if spelling.alone else [key for key in keys if not key.startswith(own)]
+    for dialect in dialects_of(arch) if strange else ():
         if dialect == ORIGINAL:
-            found = [key for key in keys if key.startswith(originals) and original_key(arch, spelling, key) == key]
+            found = [key for key in strange if key.startswith(originals)]
         else:
             parts = [(known, start) for _, _, known, start in _parts(arch, Spelling(dialect)) if start]
             found = [
                 key
-                for key in keys
-                if not (spelling.dialect == ORIGINAL and key.startswith(originals))
-                and (spelling.dialect == ORIGINAL or original_key(arch, spelling, key) == key)
-                and any(_is_inside(key, start) and known.original(key[len(start) :]) for known, start in parts)
+                for key in strange
+                if any(_is_inside(key, start) and known.original(key[len(start) :]) for known, start in parts)
             ]
-        if found:
+        if found and dialect != spelling.dialect:
             return dialect, found
     return None
 

@@ -16,7 +16,7 @@ def _same_mass(masses: object, values: Bindings) -> float | None:
     assert isinstance(masses, (list, tuple))
     if any(mass != masses[0] for mass in masses):
         raise RecipeError(
-            "a fallback needs operands of one space: a delta cannot stand in for a weight",
+            "fallback needs operands of one space: a delta cannot stand in for a weight",
             hint="add the delta to a weight first: a + (b - c) | d",
         )
     first: float | None = masses[0]
