@@ -43,24 +43,17 @@ def command(
     remelt convert stable-diffusion-v1-5 --to original -o v1-5.safetensors
     """
     from remelt.api.dialect_views import WITHOUT_A_PLACE
-    from remelt.api.merging import convert, plan
+    from remelt.api.merging import asked, drain, prepare_merges
     from remelt.recipe.node import model as as_model
 
     begun = time.monotonic()
     options = {"like": like, "dtype": dtype, "max_shard_size": max_shard_size, "overwrite": overwrite}
-    planned = plan(as_model(model), output, dialect=dialect, models_dirs=models_dirs, **options)
-    lost = [warning for warning in planned.warnings if WITHOUT_A_PLACE in warning]
-    for warning in () if as_json else lost:
-        click.echo(f"warning: {warning}", err=True)
-    with progress(quiet=quiet or as_json) as watch:
-        path = convert(
-            model,
-            output,
-            to=dialect,
-            watch=watch,
-            models_dirs=models_dirs,
-            **options,
-        )
+    source, chosen = asked(as_model(model), output, {**options, "dialect": dialect, "models_dirs": models_dirs})
+    with prepare_merges([source], [output], chosen) as prepared, progress(quiet=quiet or as_json) as watch:
+        lost = [warning for warning in prepared.groups[0].plan.warnings if WITHOUT_A_PLACE in warning]
+        for warning in () if as_json else lost:
+            click.echo(f"warning: {warning}", err=True)
+        path = drain(prepared, chosen, watch).paths[0]
     if as_json:
         seconds = time.monotonic() - begun
         echo_json({"output": str(path), "seconds": seconds, "warnings": lost})
