@@ -376,6 +376,34 @@ def test_a_conversion_that_cannot_be_is_refused(
     assert {path.name: path.read_bytes() for path in here.iterdir()} == before
 
 
+def test_an_arch_that_is_ambiguous_may_be_stated(here: Path, remelt: Remelt) -> None:
+    sd1 = {key: torch.randn(info.shape) for key, info in sd1_shapes(32).items()}
+    flux = {key: torch.randn(info.shape) for key, info in flux_shapes(32).items() if key.startswith("model.")}
+    save_file(sd1 | flux, "both.safetensors")
+    code, _, err = remelt("convert", "both", "--to", "diffusers", "-o", "there")
+    assert code == 3
+    assert err.count("it looks like flux and like sd1 at once") == 1
+    assert 'state which it is: model(..., arch="flux" or arch="sd1"), or convert --arch' in err
+    assert remelt("convert", "both", "--to", "original", "--arch", "flux", "-o", "flux.safetensors", "-q")[0] == 0
+    code, _, err = remelt("convert", "both", "--to", "diffusers", "--arch", "sd1", "-o", "there")
+    assert code == 3 and "are of no part that is known of the original layout of sd1" in err
+    assert remelt("convert", "sd1", "--to", "diffusers", "--arch", "sd1", "-o", "there", "-q")[0] == 0
+    code, _, err = remelt("convert", "sd1", "--to", "diffusers", "--arch", "sdlx", "-o", "other")
+    assert code == 3 and "no arch is named 'sdlx'" in err
+    code, _, err = remelt("merge", "both", "sd1", "-m", "weighted_sum", "-o", "mixed.safetensors")
+    assert code == 3 and "state which it is" in err
+
+
+def test_archs_that_are_mixed_are_told_once_each(here: Path, remelt: Remelt) -> None:
+    save_file({key: torch.randn(info.shape) for key, info in flux_shapes(64).items()}, "flux.safetensors")
+    code, _, err = remelt("merge", "sd1", "flux", "-m", "weighted_sum", "-o", "mixed.safetensors")
+    assert code == 3
+    assert "sd1.safetensors  is sd1: model.diffusion_model.input_blocks.0.0.weight is [10, 4, 3, 3]; " in err
+    assert "flux.safetensors  is flux: model.diffusion_model.img_in.weight is [48, 64]; " in err
+    with pytest.raises(CheckError, match=r"is stated to be flux, but looks like sd1: model\.diffusion_model\.input"):
+        rm.plan(rm.weighted_sum(rm.model("sd1.safetensors", arch="flux"), "flux.safetensors"))
+
+
 def test_a_folder_that_exists_is_refused_and_may_be_replaced(here: Path, remelt: Remelt) -> None:
     assert remelt("convert", "sd1", "--to", "diffusers", "-o", "there", "-q")[0] == 0
     code, _, err = remelt("convert", "sd1", "--to", "diffusers", "-o", "there")

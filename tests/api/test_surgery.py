@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,16 @@ from torch import Tensor
 import remelt as rm
 from remelt.archs.arch import find_arch
 from remelt.archs.dialects import Spelling, from_original
-from remelt.archs.shapes import sd1_shapes
+from remelt.archs.shapes import flux_shapes, sd1_shapes, sd2_shapes, sd3_shapes, sdxl_shapes
 from remelt.cli.main import run
 from remelt.core.tensor_info import TensorInfo
-from remelt.engine.tensors import TORCH, describe_tensors, tensor_over
-from remelt.errors import CheckError
+from remelt.errors import CheckError, RecipeError
 from remelt.formats.memory import MemoryCheckpoint
 from remelt.formats.pieced import PiecedCheckpoint
+from remelt.tensors import TORCH, describe_tensors, tensor_over
 
 WIDE = "model.diffusion_model.input_blocks.0.0.weight"
+Shapes = Callable[[int], dict[str, TensorInfo]]
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 
 
@@ -163,3 +164,126 @@ def test_a_donor_without_the_component_is_refused_by_name(tmp_path: Path) -> Non
         save_file(tensors, tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckError, match=r"donor\.safetensors  has no vae to give\n\s+it has unet"):
         rm.merge(rm.with_component(tmp_path / "model.safetensors", tmp_path / "donor.safetensors", "vae"))
+
+
+SDXL_G, SDXL_L = "conditioner.embedders.1.", "conditioner.embedders.0."
+
+
+def bare(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+
+
+def of_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A bare text encoder of OpenCLIP in transformers' names."""
+    return dict(rm.convert(tensors, to="diffusers"))
+
+
+DONORS: dict[str, tuple[Shapes, str, str, Callable[[dict[str, Tensor]], dict[str, Tensor]], Sequence[str]]] = {
+    "the second text encoder as the checkpoint has it": (sdxl_shapes, "txt2", SDXL_G, lambda held: held, ()),
+    "OpenCLIP-G in its own names": (sdxl_shapes, "txt2", SDXL_G, lambda held: bare(held, f"{SDXL_G}model."), ()),
+    "OpenCLIP-G in transformers' names": (
+        sdxl_shapes, "clip_g", SDXL_G,
+        lambda held: of_transformers(bare(held, f"{SDXL_G}model.")), ["model.logit_scale"],
+    ),
+    "OpenCLIP-G without text_model.": (
+        sdxl_shapes, "txt2", SDXL_G,
+        lambda held: {
+            key.removeprefix("text_model."): one for key, one in of_transformers(bare(held, f"{SDXL_G}model.")).items()
+        },
+        ["model.logit_scale"],
+    ),
+    "OpenCLIP-G in its own names, for SD3": (
+        sd3_shapes, "clip_g", "text_encoders.clip_g.",
+        lambda held: dict(rm.convert(bare(held, "text_encoders.clip_g.transformer."), to="original")), ["logit_scale"],
+    ),
+    "OpenCLIP-H in its own names": (sd2_shapes, "txt", TEXT, lambda held: bare(held, f"{TEXT}model."), ()),
+    "CLIP-L bare": (sdxl_shapes, "txt", SDXL_L, lambda held: bare(held, f"{SDXL_L}transformer."), ()),
+    "CLIP-L of another arch": (
+        sdxl_shapes, "txt", SDXL_L,
+        lambda held: {f"{TEXT}{key}": value for key, value in bare(held, SDXL_L).items()}, (),
+    ),
+    "both text encoders in one file": (
+        sdxl_shapes, "txt", SDXL_L,
+        lambda held: held | {f"{SDXL_G}model.ln_final.{key}": torch.ones(2) for key in ("bias", "weight")}, (),
+    ),
+    "a VAE of a trainer": (
+        sd1_shapes, "vae", VAE, lambda held: {f"module.{key}": value for key, value in bare(held, VAE).items()}, ()
+    ),
+    "a VAE of Flux under the older name": (
+        flux_shapes, "vae", "vae.", lambda held: {VAE + key: value for key, value in bare(held, "vae.").items()}, ()
+    ),
+    "a U-Net with the checkpoint's prefix": (sd1_shapes, "unet", UNET, lambda held: held, ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DONORS)
+def test_a_donor_is_a_part_in_any_layout(case: str) -> None:
+    shapes, component, start, spelled, kept = DONORS[case]
+    model, other = drawn(shapes(64), 1), drawn(shapes(64), 2)
+    donor = spelled({key: value for key, value in other.items() if key.startswith(start)})
+    found = rm.merge(rm.with_component(rm.model(model), rm.model(donor, name="donor"), component))
+    assert found.keys() == model.keys()
+    taken = {key for key in model if key.startswith(start)} - {start + key for key in kept}
+    assert [
+        key for key, value in found.items() if not torch.equal(value, (other if key in taken else model)[key])
+    ] == []
+
+
+@pytest.mark.parametrize("half", ["bare", "whole", "diffusers"])
+def test_a_donor_with_half_of_a_component_is_refused_by_the_keys(half: str, tmp_path: Path) -> None:
+    model = drawn(sd1_shapes(32), 0)
+    vae = bare(model, VAE)
+    held = {
+        "bare": {key: value for key, value in vae.items() if not key.startswith("decoder.mid.")},
+        "whole": {key: value for key, value in model.items() if not key.startswith(f"{VAE}decoder.mid.")},
+        "diffusers": {
+            key: one for key, one in of_transformers(vae).items() if not key.startswith("decoder.mid_block.")
+        },
+    }[half]
+    save_file(held, tmp_path / "half.safetensors")
+    save_file(model, tmp_path / "model.safetensors")
+    for recipe in (
+        rm.with_component(tmp_path / "model.safetensors", tmp_path / "half.safetensors", "first_stage_model"),
+        rm.with_component(rm.weighted_sum(tmp_path / "model.safetensors", rm.model(model)),
+                          tmp_path / "half.safetensors", "first_stage_model"),
+    ):  # fmt: skip
+        with pytest.raises(CheckError) as caught:
+            rm.merge(recipe, missing="skip")
+        told = str(caught.value)
+        assert "half.safetensors  has no whole first_stage_model to give: it lacks 26 of the 248 keys that the " in told
+        assert f"of model.safetensors has: {VAE}decoder.mid.attn_1.k.{{bias,weight}}, " in told
+        assert 'fallback(pick_component("half.safetensors", "first_stage_model"), ...) in a recipe keeps' in told
+    kept = rm.merge(rm.fallback(rm.pick_component(rm.model(held), component="vae"), rm.model(model)))
+    assert kept.keys() == model.keys()
+
+
+def test_a_donor_may_be_a_merge_and_may_lack_what_no_model_learns(models: Path) -> None:
+    a = load_file(models / "a.safetensors")  # with position ids, which the donor has not
+    assert any(key.endswith("position_ids") for key in a)
+    found = rm.merge(rm.with_component(models / "a.safetensors", models / "donor.safetensors", "txt"))
+    assert found.keys() == a.keys()
+    both = rm.weighted_sum(models / "vae.safetensors", models / "vae-diffusers.safetensors", alpha=0.5)
+    baked = rm.merge(rm.with_component(models / "a.safetensors", both, "vae"))
+    donor = load_file(models / "donor.safetensors")
+    assert all(torch.equal(value, donor[key]) for key, value in baked.items() if key.startswith(VAE))
+
+
+def test_moving_averages_that_are_not_there_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = (
+        "exchange_ema would change nothing: the model has no moving averages: keys that begin with model_ema., as full "
+        "checkpoints in the original layout have them"
+    )
+    for recipe in (
+        rm.exchange_ema(models / "donor.safetensors"),
+        rm.exchange_ema(rm.weighted_sum(models / "donor.safetensors", models / "donor.safetensors")),
+        rm.exchange_ema(rm.omit_component(models / "a.safetensors", component="ema")),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            rm.merge(recipe)
+        assert caught.value.message == message
+        assert caught.value.hint == "leave it out"
+    a = load_file(models / "a.safetensors")
+    found = rm.merge(rm.exchange_ema(models / "a.safetensors"))
+    assert torch.equal(found[UNET + "out.2.bias"], a["model_ema.diffusion_modelout2bias"])
+    assert called("plan", models / "donor.safetensors", "-m", "exchange_ema") == 3
+    assert "exchange_ema would change nothing" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from remelt.archs.dialects import (
     Spelling,
     dialects_of,
     from_original,
+    is_of_folders,
     original_key,
     to_original,
     usual_key,
@@ -58,7 +59,9 @@ def declared(arch: Arch, dialect: str, key: str) -> bool:
     """Whether an original key is declared to have no place in a dialect."""
     component = arch.component_of(key)
     part = None if component is None else part_of(component[0], dialect)
-    return arch.is_copied(key) if part is None else any(matches(glob, key) for glob in part)
+    if part is None:
+        return arch.is_copied(key) and (is_of_folders(arch, dialect) or key.startswith("model_ema."))
+    return any(matches(glob, key) for glob in part)
 
 
 def part_of(component: Component, dialect: str) -> tuple[str, ...] | None:
@@ -261,7 +264,7 @@ def test_two_names_of_one_tensor_are_refused() -> None:
     with pytest.raises(FormatError) as caught:
         from_original(find_arch("flux"), THERE, prefixed)
     assert caught.value.message == (
-        "vae.decoder.conv_in.weight and first_stage_model.decoder.conv_in.weight are two names for one tensor"
+        "first_stage_model.decoder.conv_in.weight and vae.decoder.conv_in.weight are two names for one tensor"
     )
     parts = {
         f"text_encoder_2/{start}encoder.layers.0.self_attn.{name}_proj.bias": TensorInfo(DType.F32, (4,))

@@ -262,9 +262,8 @@ def test_a_model_that_sees_is_a_variant_in_both_layouts(
         assert (name_of(found), variants_of(found), found.problem) == (arch, ["vision"], None)
         described = layout(list(shapes), found.arch)
         assert {"language_model", "visual", "embeddings", "lm_head"} <= set(described.components)
-        assert [block for block in described.blocks if not block.startswith(("layers.", "visual."))] in (
-            [], ["deepstack_merger_list.0"]
-        )  # fmt: skip
+        rest = [block for block in described.blocks if not block.startswith(("layers.", "visual."))]
+        assert sorted({*rest} - {"deepstack_merger_list.0"}) == ["embeddings", "lm_head", "norm"]
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
@@ -307,6 +306,28 @@ def test_llama_and_mistral_are_merged_and_so_is_a_model_with_its_seeing_kin(tmp_
     key = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(mixed[key], qwen[key])
     assert torch.equal(mixed["visual.merger.mlp.0.weight"], sees["visual.merger.mlp.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["Qwen2VL", "Qwen2_5_VL"])
+def test_both_spellings_of_a_model_that_sees_meet_and_have_the_same_blocks(tmp_path: Path, name: str) -> None:
+    model_class, config = seeing(name)
+    file = written(tmp_path, model_class, config)
+    with torch.device("meta"):
+        modules = {key: tuple(tensor.shape) for key, tensor in model_class(config).state_dict().items()}
+    older, newer = tensors(infos(file), 0), tensors(infos(modules), 1)
+    assert older.keys() != newer.keys()
+    one, other = (layout(list(held), detect(infos(held)).arch) for held in (file, modules))
+    assert one.blocks.keys() == other.blocks.keys()
+    assert {"layers.2", "visual.1", "norm", "embeddings", "visual.merger", "visual.patch_embed"} <= one.blocks.keys()
+    weights = rm.blocks({"layers.1": 1.0, "V00": 1.0}) | 0.0
+    mixed = rm.merge(rm.weighted_sum(rm.model(older), rm.model(newer), alpha=weights))
+    assert mixed.keys() == older.keys()
+    changed = {key for key in mixed if not torch.equal(mixed[key], older[key])}
+    assert changed == {*one.blocks["layers.1"], *one.blocks["visual.0"]}
+    key = "visual.blocks.0.attn.proj.weight"
+    assert torch.equal(mixed[key], newer[f"model.{key}"])
+    turned = rm.merge(rm.weighted_sum(rm.model(newer), rm.model(older), alpha=weights))
+    assert turned.keys() == newer.keys()
 
 
 def test_what_no_arch_knows_is_merged_by_inference() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 import remelt as rm
 from remelt.archs.arch import all_archs, find_arch
 from remelt.archs.detect import detect
+from remelt.archs.dialects import Spelling
 from remelt.archs.facts import layout
 from remelt.archs.language_parts import PARTS, vit
 from remelt.archs.model_parts import clip, openclip, vae
@@ -97,7 +98,13 @@ def test_a_vision_transformer_has_the_names_and_shapes_of_a_file_of_transformers
         found = detect(infos(theirs))
         assert (name_of(found), variants_of(found)) == ("vit", ["classifier"] if root else [])
         described = layout(list(theirs), found.arch, found.spelling)
-        assert {"layer.0", "layer.1"} == set(described.blocks)
+        assert set(described.blocks) == {
+            "layer.0",
+            "layer.1",
+            "embeddings",
+            "layernorm",
+            "classifier" if root else "pooler",
+        }
     whole = of_class(transformers.ViTForImageClassification, transformers.ViTConfig())
     assert len(whole) - 2 == len(other_shapes("vit"))
     assert sorted(whole.values()) == sorted([*(i.shape for i in other_shapes("vit").values()), (2, 768), (2,)])
@@ -179,11 +186,13 @@ def test_a_part_inside_of_a_checkpoint_or_a_folder_is_not_taken_for_the_part(div
     assert (detect(folder).arch, detect(folder).problem) == (None, None)
 
 
-def test_a_vae_under_the_prefix_of_a_checkpoint_stays_a_vae_that_several_archs_share() -> None:
+def test_a_vae_under_the_prefix_of_a_checkpoint_is_the_vae_that_several_archs_share() -> None:
     held = {key: info for key, info in sdxl_shapes().items() if key.startswith("first_stage_model.")}
     found = detect(held)
-    assert found.arch is None
-    assert found.evidence == "no known arch: this is a VAE alone, which several archs share"
+    assert (name_of(found), found.spelling) == ("vae", Spelling(alone="vae", start="first_stage_model."))
+    assert found.note is not None
+    assert found.note.startswith("its keys begin with first_stage_model., as those of vae of ")
+    assert {"vae of sd1", "vae of sd3", "vae of sdxl"} <= set(found.holders)
 
 
 def open_clip(tensors: Tensors) -> Tensors:
@@ -235,15 +244,14 @@ def test_blocks_of_a_part_are_its_layers_and_no_key_is_in_two(name: str) -> None
     shapes = other_shapes(name, 32)
     found = detect(shapes)
     described = layout(list(shapes), found.arch, found.spelling)
-    inside = [key for members in described.blocks.values() for key in members]
-    assert len(inside) == len(set(inside))
+    arch = find_arch(name)
+    inside = [key for key in shapes if arch.block_of(arch.canonical(key))]
     outside = shapes.keys() - set(inside)
     assert [key for key in outside if any(part.isdigit() for part in key.split("."))] == []
-    arch = find_arch(name)
     assert all(sum(block.match(arch.canonical(key)) is not None for block in arch.blocks) == 1 for key in inside)
-    assert all(not arch.block_of(arch.canonical(key)) for key in outside)
     counts = {"clip_l": 12, "open_clip_g": 32, "open_clip_h": 24, "t5": 24, "vit": 12, "vae": 10}
-    assert len(described.blocks) == counts[name]
+    assert len({described.facts(key).blocks[0] for key in inside}) == counts[name]
+    assert not any(described.facts(key).blocks[0] in arch.block_of(arch.canonical(inside[0])) for key in outside)
 
 
 def test_only_parts_may_stand_beside_other_archs() -> None:

@@ -130,6 +130,38 @@ def test_a_model_folder_has_a_name_too(recipe_folder: Path, tmp_path: Path) -> N
         locate_model("model", [recipe_folder, tmp_path / "models"])
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["pytorch_model.bin"],
+        ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"],
+        ["pytorch_model.fp16-00001-of-00001.bin", "pytorch_model.bin.index.fp16.json"],
+        ["diffusion_pytorch_model.bin"],
+        ["diffusion_pytorch_model.fp16.bin"],
+        ["consolidated.00.pth"],
+        ["unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"],
+        ["transformer/diffusion_pytorch_model.fp16.bin"],
+    ],
+)
+def test_a_folder_of_pickles_is_a_model_as_one_of_safetensors_is(
+    recipe_folder: Path, tmp_path: Path, files: list[str]
+) -> None:
+    for folder in (recipe_folder / "near", tmp_path / "models" / "deep"):
+        for name in (*files, "config.json"):
+            touch(folder / name)
+    folders = [recipe_folder, tmp_path / "models"]
+    assert locate_model(str(recipe_folder / "near"), folders) == recipe_folder / "near"
+    assert locate_model("near", folders) == recipe_folder / "near"
+    assert locate_model("deep", folders) == tmp_path / "models" / "deep"
+
+
+@pytest.mark.parametrize("name", ["ghost.ckpt", "cat.bin", "training_args.bin", "unet/notes.bin", "my_model.bin"])
+def test_a_folder_with_pickles_of_other_names_is_none(recipe_folder: Path, name: str) -> None:
+    touch(recipe_folder / "loose" / name)
+    with pytest.raises(ModelNameError, match="no model is named 'loose'"):
+        locate_model("loose", [recipe_folder])
+
+
 def test_a_folder_of_loose_models_is_searched_not_taken_for_one(recipe_folder: Path, tmp_path: Path) -> None:
     found = touch(tmp_path / "models" / "checkpoints" / "ghost.safetensors")
     assert locate_model("ghost", [recipe_folder, tmp_path / "models"]) == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,11 @@ from remelt.archs.dialects import (
     is_of_folders,
     keys_of_another_layout,
     original_key,
-    spelling_alone,
+    spelling_of_part,
     to_original,
     usual_key,
 )
-from remelt.check.inputs import Input
+from remelt.check.inputs import Input, ambiguity_of
 from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError, Problem, RemeltError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
@@ -66,9 +67,9 @@ def in_one_spelling(
     first = next(iter(whole or known), None)
     if first is None:
         if dialect is not None:
-            label = inputs[order[0]].label
+            given = inputs[order[0]]
             message = f"is of no known arch, so that nobody can tell how {dialect} names its keys"
-            problems.append(Problem(label, message))
+            problems.append(ambiguity_of(given) or Problem(given.label, message))
         return dict(inputs), IN_FULL
     arch, wanted = first.detection.arch, first.detection.spelling
     assert arch is not None
@@ -91,7 +92,7 @@ def in_one_spelling(
             checkpoint = respelled(given.checkpoint, arch, given.detection.spelling, wanted)
             checkpoint = _renamed(checkpoint, arch, wanted, names)
             if given.model.layers is None and given.model.vocabulary is None and given.adapter is None:
-                checkpoint = _untied(checkpoint, arch, first.checkpoint)
+                checkpoint = _untied(checkpoint, arch, first.checkpoint, wanted.start)
         except RemeltError as error:
             problems.append(Problem(given.label, error.message, error.hint, given.model.span))
             continue
@@ -111,10 +112,10 @@ def _mixed(given: Input, arch: Arch) -> Problem | None:
     return Problem(given.label, message, "a file has one layout: leave the others out", given.model.span)
 
 
-def _untied(checkpoint: Checkpoint, arch: Arch, first: Checkpoint) -> Checkpoint:
+def _untied(checkpoint: Checkpoint, arch: Arch, first: Checkpoint, start: str) -> Checkpoint:
     """A checkpoint with each name of a tensor that the first one has, too: files leave out all but one of them."""
     names = {key: key for key in checkpoint.tensors}
-    for tied in arch.tied:
+    for tied in ([start + name for name in names] for names in arch.tied):
         held = next((name for name in tied if name in checkpoint.tensors), None)
         for name in tied:
             if held is not None and name in first.tensors and name not in checkpoint.tensors:
@@ -162,16 +163,37 @@ def _with_parts(inputs: Mapping[int, Input], arch: Arch, first: Input) -> dict[i
     found = dict(inputs)
     for index, given in inputs.items():
         own = given.detection.arch
-        if own is not None and (own.name == arch.name or not own.part):
+        if given.detection.problem is not None or (own is not None and (own.name == arch.name or not own.part)):
             continue
         if known is None:
             known = {original_key(arch, first.detection.spelling, key) for key in first.checkpoint.tensors}
-        spelling = spelling_alone(arch, given.checkpoint.tensors, known)
-        if spelling is not None:
-            evidence = f"{arch.name}: its keys are those of the component {spelling.alone}"
-            checkpoint = _of_component(given.checkpoint, arch, spelling, known)
+        told = [
+            (*spelled, checkpoint)
+            for checkpoint, start in _as_others_spell_it(given)
+            if (spelled := spelling_of_part(arch, checkpoint.tensors, known, dict.fromkeys(("", start)))) is not None
+        ]
+        if told:
+            spelling, _, checkpoint = max(told, key=lambda one: one[1])
+            evidence = f"{arch.name}: its keys are those of {spelling.alone or 'a part'} of {first.label}"
+            if spelling.alone:
+                checkpoint = _of_component(checkpoint, arch, spelling, known)
             found[index] = replace(given, checkpoint=checkpoint, detection=Detection(arch, evidence, spelling=spelling))
     return found
+
+
+def _as_others_spell_it(given: Input) -> Iterator[tuple[Checkpoint, str]]:
+    """A part of models in each layout that its own arch knows, its own first, with what stands before its keys.
+
+    The text encoder of one arch is held in the layout of OpenCLIP, that of another in transformers'.
+    """
+    own, spelling = given.detection.arch, given.detection.spelling
+    yield given.checkpoint, spelling.start
+    if own is None:
+        return
+    for dialect in dialects_of(own):
+        if dialect != spelling.dialect:
+            with contextlib.suppress(RemeltError):  # its parts are no whole: it is told as it is
+                yield respelled(given.checkpoint, own, spelling, Spelling(dialect, spelling.alone)), ""
 
 
 def _of_component(checkpoint: Checkpoint, arch: Arch, spelling: Spelling, known: Collection[str]) -> Checkpoint:

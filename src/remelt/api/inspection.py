@@ -15,11 +15,8 @@ from remelt.adapters.names import is_adapter
 from remelt.api.options import PathLike
 from remelt.api.recipes import RECIPE_KEY
 from remelt.api.resources import available_memory, usable_cores
-from remelt.archs.arch import Sign, all_archs, find_arch
 from remelt.archs.detect import detect
-from remelt.archs.dialects import dialects_of
 from remelt.archs.facts import layout
-from remelt.archs.shapes import shapes_of
 from remelt.core.tensor_info import total_bytes
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import config_path, locate_model, models_folders
@@ -67,7 +64,7 @@ def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, 
             format=checkpoint.format,
             arch=None if found.arch is None else found.arch.name,
             evidence=found.evidence,
-            note=found.problem or "; ".join(variant.note for variant in found.variants) or None,
+            note=found.problem or found.note,
             tensors=len(checkpoint.tensors),
             size=total_bytes(checkpoint.tensors.values()),
             dtypes=dtypes,
@@ -99,7 +96,7 @@ def _kinds(checkpoint: Checkpoint) -> dict[str, int]:
 def find_nonfinite(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The tensors with NaN or infinities, in order; all of them are read."""
     from remelt.engine.finite import is_finite
-    from remelt.engine.tensors import tensor_over
+    from remelt.tensors import tensor_over
 
     step = 2**22
     spoiled = []
@@ -110,47 +107,6 @@ def find_nonfinite(checkpoint: Checkpoint) -> tuple[str, ...]:
                 spoiled.append(key)
                 break
     return tuple(spoiled)
-
-
-def describe_archs() -> list[dict[str, str]]:
-    """The named archs, each with its title."""
-    return [{"name": name, "title": arch.title} for name, arch in all_archs().items()]
-
-
-def describe_arch(name: str) -> dict[str, Any]:
-    """Everything that is known of a named arch: its parts as a full-size model has them, and what tells it from others.
-
-    Components, blocks and groups with their keys; layer classes; the keys and shapes by which it is recognised, its
-    variants and near misses; keys that are copied or tied; its dialects, with what each has no place for.
-    """
-    arch = find_arch(name)
-    described = layout(tuple(shapes_of(name) or ()), arch)
-    return {
-        "title": arch.title,
-        "components": {component: list(found) for component, found in described.components.items()},
-        "blocks": {block: list(found) for block, found in described.blocks.items()},
-        "groups": {group: list(found) for group, found in described.groups.items()},
-        "preset": list(arch.preset),
-        "classes": list(described.layer_classes),
-        "recognised": [[_shown(sign) for sign in signs] for signs in arch.recognise],
-        "variants": {one.name: one.note for one in arch.variants},
-        "near": {one.name: one.note for one in arch.near},
-        "copied": list(arch.copied),
-        "tied": [list(names) for names in arch.tied],
-        "dialects": {
-            dialect: {
-                component.name: {"folder": one.folder, "prefix": one.prefix, "left_out": list(one.left_out)}
-                for component in arch.components
-                for one in component.dialects
-                if one.dialect == dialect
-            }
-            for dialect in dialects_of(arch)
-        },
-    }
-
-
-def _shown(sign: Sign) -> str:
-    return f"{sign}" if sign.shape is not None else f"no {sign}"
 
 
 def describe_methods() -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +20,7 @@ from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError, RunError
 from remelt.methods import METHODS
 from remelt.planning.plan import Plan
+from remelt.recipe.adapter import is_adapter
 from remelt.recipe.node import Node
 from remelt.recipe.node import model as as_model
 
@@ -82,9 +83,10 @@ def convert(
 ) -> Any:
     """A model of a known arch in another layout of keys, streamed to a file or folder, or as a dictionary of tensors.
 
-    ``to`` is a dialect: ``original`` for single files, ``diffusers`` for folders of components. A folder has weights
-    alone, unless ``like`` names one whose configurations and tokenizers belong to it. Further options are those of
-    `MergeOptions`. Returns what `merge` returns, and raises what it raises; `CheckError` where keys would be lost.
+    ``to`` is a dialect: ``original`` for single files, ``diffusers`` for folders of components. A folder has the
+    configurations that can be made of shapes, or those of the folder ``like``, with its tokenizers. Further options are
+    those of `MergeOptions`. Returns what `merge` returns, and raises what it raises; `CheckError` where keys would be
+    lost.
 
     >>> import torch, remelt
     >>> convert({"w": torch.zeros(2)}, to="diffusers")
@@ -123,7 +125,10 @@ def asked(recipe: object, output: object, options: Mapping[str, Any]) -> tuple[S
 
 def prepare_merges(sources: Sequence[Source], outputs: Sequence[PathLike | None], options: MergeOptions) -> Prepared:
     """Several merges up to their plans."""
-    paths = [None if output is None else resolved(output, options) for output in outputs]
+    paths = [
+        None if output is None else Path(output) if is_adapter(source.recipe) else resolved(output, options)
+        for source, output in zip(sources, outputs, strict=True)
+    ]
     return prepare(sources, paths, options, METHODS)
 
 
@@ -165,8 +170,10 @@ def run_prepared(prepared: Prepared, options: MergeOptions) -> Iterator[Progress
     merged = Merged()
     files: list[FileOutput] = []
     try:
-        for group in prepared.groups:
+        for place, group in enumerate(prepared.groups):
             begun = perf_counter()
+            _refuse_broken_adapters(group)
+            group = prepared.groups[place] = yield from _settling(group, options)
             yield from _run_group(group, options, merged, files)
             merged.seconds += perf_counter() - begun
         for file in files:
@@ -177,6 +184,43 @@ def run_prepared(prepared: Prepared, options: MergeOptions) -> Iterator[Progress
             file.abandon()
         raise
     yield merged
+
+
+def _refuse_broken_adapters(group: PreparedGroup) -> None:
+    """Look at the numbers of adapters, which are few, before anything is written."""
+    read = {load.input for planned in group.plan.tasks for load in planned.task.program.loads}
+    adapters = [given for index, given in group.inputs.items() if given.adapter is not None and index in read]
+    if adapters:
+        from remelt.api.adapter_views import refuse_broken
+
+        refuse_broken(adapters)
+
+
+def settled(group: PreparedGroup, options: MergeOptions) -> PreparedGroup:
+    """A group whose tensors are those that a merge of it would make, which for adapters takes computing them."""
+    running = _settling(group, options)
+    while True:
+        try:
+            next(running)
+        except StopIteration as stop:
+            found: PreparedGroup = stop.value
+            return found
+
+
+def _settling(group: PreparedGroup, options: MergeOptions) -> Generator[Progress, None, PreparedGroup]:
+    """A group as it is, or where its result is an adapter, planned with the modules that change, and their ranks.
+
+    Which they are is only known once the difference is computed.
+    """
+    if group.adapted is None or group.adapted.is_settled:
+        return group
+    assert group.again is not None
+    measuring = group.adapted.measuring()
+    planned = group if measuring is group.adapted else group.again(measuring)
+    found = Merged()
+    yield from _run_group(planned, options, found, [])
+    (squares,) = found.tensors.values()
+    return group.again(measuring.settled(squares))
 
 
 def _publish(files: Sequence[FileOutput]) -> None:

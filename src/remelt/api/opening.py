@@ -103,7 +103,7 @@ def _open(
 ) -> tuple[tuple[object, ...], Input | None]:
     checkpoint: Checkpoint
     if model.tensors is not None:
-        from remelt.engine.tensors import describe_tensors
+        from remelt.tensors import describe_tensors
 
         identity: tuple[object, ...] = (id(model.tensors), model.space, model.layers, model.vocabulary, model.adapter)
         if identity in known:
@@ -127,7 +127,7 @@ def _open(
         use, model = use or AdapterUse(), replace(model, space="delta")
     elif use is not None:
         raise ModelNameError(f"{label} is no adapter: its tensors are those of a model", hint=f'model("{model.name}")')
-    return identity, Input(label, model, checkpoint, detect(checkpoint.tensors), use)
+    return identity, Input(label, model, checkpoint, detect(checkpoint.tensors, model.arch), use)
 
 
 def _align_vocabularies(graph: BoundGraph, models_dirs: Sequence[Path], opened: Opened) -> None:

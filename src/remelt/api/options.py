@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remelt.api.modelspec import refuse_entries
 from remelt.core.dtype import DType
 from remelt.core.nearest import nearest_hint
 from remelt.core.units import parse_bytes
@@ -16,7 +17,7 @@ from remelt.errors import OptionError
 
 _DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu)(?::[0-9]+)?")
 
-DECISIVE = ("compute_dtype", "dialect", "dtype", "ignore_unused", "missing", "nonfinite", "title")
+DECISIVE = ("compute_dtype", "dialect", "dtype", "ignore_unused", "missing", "modelspec", "nonfinite", "title")
 """Options that decide what a result is, beside its recipe: where they are not the default, it carries them too."""
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class MergeOptions:
     - ``like``: a model's folder, of which a result that is a folder takes configurations, tokenizers and file names; by
       default an input's.
     - ``title``: what user interfaces call the result; by default the titles of its models.
+    - ``modelspec``: further entries of the ModelSpec standard, such as ``author``, by name; by default the models'.
     - ``hashed``: whether a single file's ModelSpec metadata has the SHA-256 of its tensors, for which it is read again.
     - ``ignore_unused``: whether modules of adapters that the model lacks are left out, and not refused.
     - ``fallback``: a model that gives what the recipe's result lacks.
@@ -64,6 +66,7 @@ class MergeOptions:
     dialect: str | None = None
     like: PathLike | None = None
     title: str | None = None
+    modelspec: Mapping[str, str] | None = None
     hashed: bool = False
     ignore_unused: bool = False
     fallback: PathLike | None = None
@@ -84,6 +87,7 @@ class MergeOptions:
             raise OptionError(f"device is cpu, cuda, cuda:1, xpu or mps, but got {self.device!r}")
         if self.threads is not None and self.threads < 1:
             raise OptionError(f"threads must be at least 1, but got {self.threads}")
+        refuse_entries(self.modelspec or {})
         for name in ("memory", "max_shard_size"):
             amount = getattr(self, name)
             if amount is not None and _bytes(amount) <= 0:
@@ -95,7 +99,7 @@ class MergeOptions:
         return self.max_shard_size is not None or self.like is not None or self.dialect not in (None, "original")
 
     @property
-    def decisive(self) -> dict[str, str]:
+    def decisive(self) -> dict[str, object]:
         """Those of the `DECISIVE` options that are not the default."""
         plain = {one.name: one.default for one in fields(self)}
         chosen = {name: getattr(self, name) for name in DECISIVE}

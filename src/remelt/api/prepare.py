@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remelt.api.description import Description
 from remelt.api.dialect_views import (
     WITHOUT_A_PLACE,
     in_one_spelling,
@@ -18,7 +19,6 @@ from remelt.api.dialect_views import (
 )
 from remelt.api.embedding import portable_text
 from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
-from remelt.api.modelspec import model_spec
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
 from remelt.api.outputs import SUFFIX, companions_of, lay_out, refuse_full_disk, refuse_output
@@ -26,7 +26,7 @@ from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
 from remelt.api.token_views import TokenAlignedCheckpoint
 from remelt.api.vocabulary import with_vocabulary
-from remelt.archs.dialects import IN_FULL, ORIGINAL
+from remelt.archs.dialects import IN_FULL
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
 from remelt.check.inputs import Input, arch_of, input_groups, keys_of
@@ -52,7 +52,7 @@ from remelt.recipe.vocabulary import ALIGN, expand_vocabularies
 from remelt.recipe.walk import topological
 
 if TYPE_CHECKING:
-    from remelt.api.adapter_outputs import Adapted
+    from remelt.api.adapted import Adapted
 
 EXECUTOR_KEY = "remelt_executor"
 CHECKSUM_KEY = "remelt_checksum"
@@ -69,6 +69,8 @@ class PreparedGroup:
     companions: tuple[tuple[tuple[Path | bytes, str], ...], ...]
     adapted: Adapted | None = None
     """How a result that is an adapter was made."""
+    again: Callable[[Adapted], PreparedGroup] | None = None
+    """The same planned anew, for an adapter of which more is known."""
 
 
 @dataclass
@@ -92,24 +94,22 @@ def prepare(
     options: MergeOptions,
     methods: Mapping[str, Method[..., Any]],
     *,
-    ranks: Mapping[str, int] | None = None,
-    measures: bool = False,
+    adapted: Adapted | None = None,
 ) -> Prepared:
     """Plan merges of recipes to outputs (None: memory).
 
-    ``ranks`` are those of weights by key, for a result that is an adapter; where it ``measures``, that result has the
-    squares of the singular values of each weight instead.
+    ``adapted`` is how the only result becomes an adapter, where its recipe does not say that.
 
     Raises `RecipeError`, `CheckError` with all problems, `BudgetError` or `OutputError`; nothing was written then.
     """
     refuse_device(options.device)
-    for output in outputs:
-        if output is not None:
-            refuse_output(output, options.overwrite)
     folders = models_folders([Path(folder) for folder in options.models_dirs])
     given = [_with_fallback(source.recipe, options) for source in sources]
     peeled = [peel(recipe) for recipe in given]
-    forms = [None if form is None else _adapted(form, ranks, measures=measures) for _, form in peeled]
+    forms = [adapted or (None if form is None else _extracted(form)) for _, form in peeled]
+    for output, form in zip(outputs, forms, strict=True):
+        if output is not None and form is None:  # where an adapter goes is known once its names are
+            refuse_output(output, options.overwrite)
     recipes = [_with_views(recipe, methods) for recipe, _ in peeled]
     graph = bind_recipes(recipes, methods, [str(source.folder) for source in sources])
     opened = open_models(graph, folders)
@@ -121,10 +121,14 @@ def prepare(
             "" if output is None else portable_text(recipe, methods, folders, source.folder)
             for source, recipe, output in zip(sources, given, outputs, strict=True)
         ]
-        groups = [
-            _Group(graph, opened, masses, positions, used, options, forms).prepare(outputs, texts)
-            for positions, used in input_groups(graph)
-        ]
+
+        def planned(positions: Sequence[int], used: Sequence[int], forms: Sequence[Adapted | None]) -> PreparedGroup:
+            group = _Group(graph, opened, masses, positions, used, options, forms).prepare(outputs, texts)
+            if group.adapted is None:
+                return group
+            return replace(group, again=lambda adapted: planned(positions, used, [adapted] * len(forms)))
+
+        groups = [planned(positions, used, forms) for positions, used in input_groups(graph)]
         refuse_full_disk([output for group in groups for output in group.plan.outputs])
     except BaseException:
         opened.close()
@@ -132,10 +136,10 @@ def prepare(
     return Prepared(groups, opened)
 
 
-def _adapted(form: AdapterForm, ranks: Mapping[str, int] | None, *, measures: bool) -> Adapted:
-    from remelt.api.adapter_outputs import Adapted
+def _extracted(form: AdapterForm) -> Adapted:
+    from remelt.api.adapted import Extracted
 
-    return Adapted(form, ranks, measures)
+    return Extracted(form)
 
 
 def _with_fallback(recipe: Node, options: MergeOptions) -> Node:
@@ -198,7 +202,7 @@ class _Group:
             _refuse(self.problems, self.graph)
         dialect = wanted_dialect(self.options.dialect, own, self.inputs[order[0]])
         if self.form is not None:
-            dialect = self.form.settle(self.inputs[order[0]])
+            dialect = self.form.settle(self.inputs[order[0]], self.inputs, self.options)
         self.inputs, self.spelling = in_one_spelling(self.inputs, order, dialect, like, self.problems)
         self.excused = keys_without_a_place(self.inputs.values(), self.spelling)
         for root in self.roots:
@@ -262,7 +266,9 @@ class _Group:
             key: info for task in report.tasks for index, key, info in task.outputs if index == place
         }
         space = name_of(self.masses[root]) or "weight"
-        if path is None:
+        if path is not None and self.form is not None:
+            path = self.form.path(path, overwrite=self.options.overwrite)
+        if path is None or (self.form is not None and self.form.measures is not None):
             return PlannedOutput(None, space, tensors, None)
         metadata = {
             "format": "pt",
@@ -272,17 +278,21 @@ class _Group:
             RECIPE_KEY: text,
         }
         metadata |= self.first_of(root).checkpoint.inherited
-        if path.suffix == SUFFIX and self.spelling.dialect == ORIGINAL and space == "weight":
-            models = [self.inputs[index] for index in self.weights_of(root)]
-            metadata |= model_spec(models, tensors, self.options.title, hashed=self.options.hashed)
+        if space == "weight":
+            hashed = self.options.hashed and path.suffix == SUFFIX
+            metadata |= self.described(root, tensors).metadata(hashed=hashed)
         if self.options.decisive:
             metadata[OPTIONS_KEY] = json.dumps(self.options.decisive)
         if self.form is not None:
-            path = self.form.path(path, overwrite=self.options.overwrite)
             return PlannedOutput(str(path), space, tensors, self.form.lay_out(tensors, metadata, path))
         stem = stem_of(self.first_of(root).detection.arch, self.spelling)
         layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes, stem)
         return PlannedOutput(str(path), space, tensors, layout)
+
+    def described(self, root: int, tensors: Mapping[str, TensorInfo]) -> Description:
+        """What one result has beside its tensors."""
+        models = [self.inputs[index] for index in self.weights_of(root)]
+        return Description(models, tensors, self.first_of(root).detection.arch, self.spelling, self.options)
 
     def companions(self, root: int, output: PlannedOutput) -> Iterator[tuple[Path | bytes, str]]:
         """The small files beside a result; a configuration tells how many layers and tokens it has."""
@@ -290,6 +300,8 @@ class _Group:
             yield from self.form.companions(output)
             return
         found: list[tuple[Path | bytes, str]] = list(companions_of(self.small_files(root), output))
+        told = self.described(root, output.tensors).configurations(output, self.small_files(root))
+        found += [] if told is None else [(content, name) for name, content in told.files.items()]
         parts = [given for given in self.inputs_of(root).values() if given.model.layers is not None]
         if parts:
             found = [(restacked(content, parts) if name == CONFIG else content, name) for content, name in found]
@@ -339,6 +351,8 @@ class _Group:
             yield from self.form.warnings()
         elif any(output.space == "delta" for output in outputs):
             yield "the result is a difference of models (a delta), which no program can load as a model"
+        for root, output in zip(self.roots, outputs, strict=True) if self.form is None else ():
+            yield from self.described(root, output.tensors).missing(output, self.small_files(root))
         for (lacking, having, settled), keys in report.lacking.items():
             done = f"taken from {having}" if settled == "first" else "left out"
             plural = "s" if len(keys) != 1 else ""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from remelt.api.options import DECISIVE, PathLike
 from remelt.errors import ModelNameError, OptionError, OutputError, RecipeError, UsageError
@@ -23,6 +24,8 @@ from remelt.text.reader import parse_document, read_recipe
 from remelt.text.writer import write_document
 
 RECIPE_KEY = "remelt_recipe"
+JOINED_KEY = "remelt_joined"
+"""Set where an adapter was joined of factors: its recipe makes the same difference, but of other factors."""
 MECHA_KEY = "mecha_recipe"
 """Where sd-mecha keeps the recipe of a file that it made."""
 OPTIONS_KEY = "remelt_options"
@@ -42,7 +45,7 @@ class Source:
     recipe: Node
     folder: Path
     name: str
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_recipe(recipe: Node | PathLike) -> Source:
@@ -96,7 +99,7 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _carried(path: Path) -> tuple[Document, dict[str, str]]:
+def _carried(path: Path) -> tuple[Document, dict[str, Any]]:
     """The recipe that a checkpoint carries, of whatever tool made it, and the options of our merge."""
     with open_checkpoint(path) as checkpoint:
         metadata = checkpoint.metadata
@@ -109,7 +112,7 @@ def _carried(path: Path) -> tuple[Document, dict[str, str]]:
     return parse_document(text, path.name), options
 
 
-def embedded(path: Path) -> tuple[str, dict[str, str]]:
+def embedded(path: Path) -> tuple[str, dict[str, Any]]:
     """The recipe's text and the options of the merge that a checkpoint carries.
 
     Raises `RecipeError` where it carries none.
@@ -118,7 +121,7 @@ def embedded(path: Path) -> tuple[str, dict[str, str]]:
         return _ours(checkpoint.metadata, path.name)
 
 
-def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, str]]:
+def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, Any]]:
     text = metadata.get(RECIPE_KEY)
     if text is None:
         raise RecipeError(
@@ -128,16 +131,20 @@ def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, str]]:
     return text, _options(metadata.get(OPTIONS_KEY), name)
 
 
-def _options(text: str | None, name: str) -> dict[str, str]:
+def _options(text: str | None, name: str) -> dict[str, Any]:
     try:
         found = json.loads(text) if text is not None else {}
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not all(
-        option in DECISIVE and isinstance(value, str) for option, value in found.items()
-    ):
+    if not isinstance(found, dict) or not all(option in DECISIVE and _is_plain(found[option]) for option in found):
         raise RecipeError(f"{name}: the options in its metadata are not those of a merge")
     return found
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is one that options have in metadata: a text, a choice, or texts by name."""
+    values = value.values() if isinstance(value, dict) else [value]
+    return all(isinstance(one, str | bool) for one in values)
 
 
 def write_text(path: Path, text: str) -> None:

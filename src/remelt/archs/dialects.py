@@ -6,8 +6,9 @@ component alone, without what tells it from others. Everything is converted by w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from remelt.archs.arch import Arch, Component, ComponentDialect, Globs
 from remelt.archs.key_map import KeyMap
@@ -17,19 +18,36 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
 
 ORIGINAL = "original"
+_MOST_STARTS = 8
+"""Names before all keys that are looked at: a file below more of them is none that a trainer writes."""
 _BESIDE = ("safety_checker/", "image_encoder/")
 """Folders of a pipeline that are no part of the model."""
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """A dialect, and the component that a file holds ``alone``; empty where keys say which component they are of."""
+    """A dialect, and the component that a file holds ``alone``; empty where keys say which component they are of.
+
+    ``start`` is what the file has before all of its keys, such as ``module.``; a few may be without it.
+    ``below`` are the names between a component and the model inside it that a file of that model alone lacks.
+    """
 
     dialect: str = ORIGINAL
     alone: str = ""
+    start: str = ""
+    below: str = ""
 
     def __str__(self) -> str:
         return f"{self.dialect}, {self.alone} alone" if self.alone else self.dialect
+
+    @property
+    def inner(self) -> Spelling:
+        """The same, of keys without what stands before them."""
+        return replace(self, start="") if self.start else self
+
+    def within(self, key: str) -> str:
+        """A key of the file without what stands before it."""
+        return key.removeprefix(self.start)
 
 
 IN_FULL = Spelling()
@@ -98,26 +116,69 @@ def _spelled(part: ComponentDialect, start: str, tensors: Mapping[str, TensorInf
     return None if made is None else made.info
 
 
-def spelling_alone(arch: Arch, tensors: Mapping[str, TensorInfo], known: Collection[str]) -> Spelling | None:
-    """How a file that holds one component alone spells its keys, told by the original keys of a whole model.
+def spelling_of_part(
+    arch: Arch, keys: Collection[str], known: Collection[str], starts: Collection[str] = ("",)
+) -> tuple[Spelling, int] | None:
+    """How a file that holds a part of a model spells its keys, told by the original keys of a whole one, ``known``.
 
-    None where at least half of its keys are not those of one component.
+    And how many of its keys that model has. ``starts`` may stand before them. None where at least half of its keys are
+    not those of one component, or spelled as a whole model spells them.
     """
-    best, spelling = len(tensors) / 2, None
+    best, spelling = len(keys) // 2, None
+    for one in _spellings_of_parts(arch, known, starts):
+        count = len({name for key in keys if (name := original_key(arch, one, key)) in known})
+        if count > best:
+            best, spelling = count, one
+        if best == len(keys):
+            break
+    return None if spelling is None else (spelling, best)
+
+
+def _spellings_of_parts(arch: Arch, known: Collection[str], starts: Collection[str]) -> Iterator[Spelling]:
+    for start in starts:
+        yield Spelling(start=start)
     for component in arch.components:
-        for dialect in (ORIGINAL, *(one.dialect for one in component.dialects)):
-            one = Spelling(dialect, component.name)
-            count = sum(original_key(arch, one, key) in known for key in tensors)
-            if count > best:
-                best, spelling = count, one
-    return spelling
+        inside = [key[len(prefix) :] for prefix in component.prefixes for key in known if key.startswith(prefix)]
+        belows = dict.fromkeys(("", *starts_of(inside)))
+        for start in starts:
+            yield from (Spelling(ORIGINAL, component.name, start, below) for below in belows)
+            yield from (Spelling(one.dialect, component.name, start) for one in component.dialects)
+
+
+def holds(component: Component, keys: Collection[str]) -> bool:
+    """Whether keys are those of a component of a whole model, most of which its other layouts know."""
+    prefix = next((one for one in component.prefixes if all(key.startswith(one) for key in keys)), None)
+    if prefix is None:
+        return False
+    maps = [key_map(part.key_map, part.below) for part in component.dialects]
+    known = sum(any(one.of_original(key[len(prefix) :]) is not None for one in maps) for key in keys)
+    return 2 * known > len(keys)
+
+
+def starts_of(keys: Collection[str], beside: int = 0) -> Iterator[str]:
+    """What all keys begin with, up to each of their first dots, the shortest first; ``beside`` may lack it.
+
+    >>> list(starts_of(["module.net.a", "module.net.b.c"]))
+    ['module.', 'module.net.']
+    """
+    inside, start = list(keys), ""
+    for _ in range(_MOST_STARTS):
+        ends = Counter(key[: key.find(".", len(start)) + 1] for key in inside)
+        ((found, count),) = ends.most_common(1) or [("", 0)]
+        if len(found) <= len(start) or count < max(len(keys) - beside, 1):
+            return
+        yield found
+        inside, start = [key for key in inside if key.startswith(found)], found
 
 
 def original_key(arch: Arch, spelling: Spelling, key: str) -> str:
     """The original name of a key, or of what it is a part of; the key itself where no rule knows it."""
+    key = spelling.within(key)
     if spelling.dialect == ORIGINAL:
         alone = next((one for one in arch.components if one.name == spelling.alone), None)
-        return arch.canonical(key) if alone is None or key.startswith(alone.prefixes) else alone.prefixes[0] + key
+        if alone is None or key.startswith(alone.prefixes):
+            return arch.canonical(key)
+        return arch.usual(alone.prefixes[0] + spelling.below + key)
     for component, _, known, start in _parts(arch, spelling):
         found = known.original(key[len(start) :]) if _is_inside(key, start) else None
         if found is not None:
@@ -127,6 +188,9 @@ def original_key(arch: Arch, spelling: Spelling, key: str) -> str:
 
 def usual_key(arch: Arch, spelling: Spelling, key: str) -> str:
     """The name that is written for a key, of those that are read for it; the key itself where no rule knows it."""
+    if spelling.start:
+        inner = usual_key(arch, spelling.inner, spelling.within(key))
+        return spelling.start + inner if key.startswith(spelling.start) else key
     if spelling.dialect == ORIGINAL:
         return arch.usual(key)
     for _, _, known, start in _parts(arch, spelling):
@@ -138,6 +202,11 @@ def usual_key(arch: Arch, spelling: Spelling, key: str) -> str:
 
 def to_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo]) -> Conversion:
     """The tensors of a file in the original dialect; `FormatError` where parts of one are missing or do not fit."""
+    if spelling.start:
+        given = {spelling.within(key): key for key in tensors}
+        _refuse_two_names(given, tensors, spelling.within)
+        inside = {name: tensors[key] for name, key in given.items()}
+        return _given(to_original(arch, spelling.inner, inside), given)
     result = Conversion()
     if spelling.dialect == ORIGINAL:
         result.tensors = {original_key(arch, spelling, key): _as_it_is(key, info) for key, info in tensors.items()}
@@ -150,18 +219,37 @@ def to_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo
         result.unknown += [start + key for key in unknown]
     known_starts = tuple(start for _, _, _, start in _parts(arch, spelling))
     others = [key for key in tensors if not any(_is_inside(key, start) for start in known_starts)]
-    result.left_out += [key for key in others if key.startswith(_BESIDE)]
-    result.unknown += [key for key in others if not key.startswith(_BESIDE)]
+    result.tensors |= {key: _as_it_is(key, tensors[key]) for key in others if _stays(arch, spelling.dialect, key)}
+    others = [key for key in others if key not in result.tensors]
+    beside = [key for key in others if key.startswith(_BESIDE) or _has_no_place(arch, spelling, key)]
+    result.left_out += beside
+    result.unknown += [key for key in others if key not in beside]
     return result
+
+
+def _has_no_place(arch: Arch, spelling: Spelling, key: str) -> bool:
+    """Whether a key stands beside a component alone, that has no place in its layout: a logit scale, as a rule."""
+    parts = _parts(arch, spelling) if spelling.alone else ()
+    return any(Globs.of(part.left_out).match(key.rpartition(".")[2]) for _, part, _, _ in parts)
 
 
 def from_original(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo]) -> Conversion:
     """The tensors of the original dialect in another spelling; `FormatError` where one cannot be divided."""
     given = {arch.usual(key): key for key in tensors}
-    if len(given) < len(tensors):
-        first = next(key for key in tensors if given[arch.usual(key)] != key)
-        raise FormatError(f"{first} and {given[arch.usual(first)]} are two names for one tensor")
-    found = _from_usual(arch, spelling, {name: tensors[key] for name, key in given.items()})
+    _refuse_two_names(given, tensors, arch.usual)
+    found = _given(_from_usual(arch, spelling.inner, {name: tensors[key] for name, key in given.items()}), given)
+    found.tensors = {spelling.start + name: converted for name, converted in found.tensors.items()}
+    return found
+
+
+def _refuse_two_names(given: Mapping[str, str], keys: Iterable[str], named: Callable[[str], str]) -> None:
+    first = next((key for key in keys if given[named(key)] != key), None)
+    if first is not None:
+        raise FormatError(f"{first} and {given[named(first)]} are two names for one tensor")
+
+
+def _given(found: Conversion, given: Mapping[str, str]) -> Conversion:
+    """The same, of keys with the names that the file has for them."""
     return Conversion(
         {name: _of_given(converted, given) for name, converted in found.tensors.items()},
         [given[key] for key in found.left_out],
@@ -197,7 +285,8 @@ def _from_usual(arch: Arch, spelling: Spelling, tensors: Mapping[str, TensorInfo
     for key, info in tensors.items():
         if key in taken:
             continue
-        if spelling.alone:  # a file of one component has no names for the others
+        # A file of one component has no names for the others.
+        if spelling.alone or _stays(arch, spelling.dialect, key):
             result.tensors[key] = _as_it_is(key, info)
             continue
         (result.left_out if arch.is_copied(key) or _is_shadow(arch, key) else result.unknown).append(key)
@@ -210,7 +299,8 @@ def keys_of_another_layout(arch: Arch, spelling: Spelling, keys: Collection[str]
     own = originals
     if spelling.dialect != ORIGINAL:
         own = tuple(start for _, _, _, start in _parts(arch, spelling) if start)
-    strange = [] if spelling.alone else [key for key in keys if not key.startswith(own)]
+    given = {} if spelling.alone else {spelling.within(key): key for key in keys}
+    strange = [key for key in given if not key.startswith(own)]
     for dialect in dialects_of(arch) if strange else ():
         if dialect == ORIGINAL:
             found = [key for key in strange if key.startswith(originals)]
@@ -222,7 +312,7 @@ def keys_of_another_layout(arch: Arch, spelling: Spelling, keys: Collection[str]
                 if any(_is_inside(key, start) and known.original(key[len(start) :]) for known, start in parts)
             ]
         if found and dialect != spelling.dialect:
-            return dialect, found
+            return dialect, [given[key] for key in found]
     return None
 
 
@@ -233,9 +323,17 @@ def is_left_out(arch: Arch, dialect: str, key: str) -> bool:
             if key.startswith(prefix):
                 parts = [one for one in component.dialects if one.dialect == dialect]
                 if not parts:
-                    return arch.is_copied(key) or _is_shadow(arch, key)
+                    return (arch.is_copied(key) or _is_shadow(arch, key)) and not _stays(arch, dialect, key)
                 return any(Globs.of(one.left_out).match(key[len(prefix) :]) for one in parts)
-    return arch.is_copied(key)
+    return arch.is_copied(key) and not _stays(arch, dialect, key)
+
+
+def _stays(arch: Arch, dialect: str, key: str) -> bool:
+    """Whether a key has the same name in a layout of single files: markers such as ``v_pred``, and schedules."""
+    if not arch.is_copied(key) or _is_shadow(arch, key) or is_of_folders(arch, dialect):
+        return False
+    found = arch.component_of(key)
+    return found is None or not found[0].dialects
 
 
 def _is_shadow(arch: Arch, key: str) -> bool:

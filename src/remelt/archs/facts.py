@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from remelt.archs.arch import Arch, Globs
+from remelt.archs.block_names import BlockNames
 from remelt.archs.dialects import IN_FULL, Spelling, original_key
 from remelt.archs.structure import Place, Structure, infer, is_number
 from remelt.errors import RecipeError
@@ -32,7 +33,8 @@ class KeyFacts:
     """What is known of one key.
 
     ``component`` is the canonical name (``unet``), ``component_names`` it and its aliases. ``blocks`` are the names of
-    the block that the key is in, the one to show first; none outside every block. ``groups`` are the names of what
+    the block that the key is in, the one to show first: a place in a stack, or else the outermost module that holds no
+    stack, such as ``final_layer``. ``groups`` are the names of what
     gathers many blocks, such as ``BASE``. ``stack`` is the path of the stack, ``index`` the position in it (0 is first)
     of ``count``; None, 0, 0 outside. ``layer`` are the names inside the block down to the layer: ``("attn1", "to_q")``.
     ``copied`` keys are never merged.
@@ -90,7 +92,7 @@ class Layout:
     @functools.cached_property
     def _own_facts(self) -> Mapping[str, KeyFacts]:
         """The facts of every key by its own name, whatever it is a running average of."""
-        names, places = _Names(self._structure.stacks, self.arch), self._structure.places
+        names, places = _Names(self._block_names, self.arch), self._structure.places
         return {
             key: names.facts(key, canonical, places[canonical], key in self._copied)
             for key, canonical in ((key, self._canonical[key]) for key in self.keys)
@@ -99,6 +101,10 @@ class Layout:
     @functools.cached_property
     def _structure(self) -> Structure:
         return infer(self._canonical[key] for key in self.keys)
+
+    @functools.cached_property
+    def _block_names(self) -> BlockNames:
+        return BlockNames(self._structure, self.arch)
 
     @functools.cached_property
     def components(self) -> Mapping[str, tuple[str, ...]]:
@@ -111,7 +117,7 @@ class Layout:
 
     @functools.cached_property
     def blocks(self) -> Mapping[str, tuple[str, ...]]:
-        return _grouped((entry.blocks[0], entry.key) for entry in self._facts.values() if entry.blocks)
+        return _grouped((entry.blocks[0], entry.key) for entry in self._facts.values())
 
     @functools.cached_property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
@@ -134,13 +140,12 @@ class Layout:
 
     @functools.cached_property
     def ambiguous(self) -> Mapping[str, tuple[str, ...]]:
-        tails = _short_stacks(self._structure.stacks)
         meant: dict[str, dict[str, None]] = {}
-        for key in self.keys:
-            place = self._structure.places[self._canonical[key]]
-            for tail in tails[place.stack].shared if place.stack is not None else ():
-                meant.setdefault(f"{tail}.{place.number}", {})[self._own_facts[key].blocks[0]] = None
-        return MappingProxyType({name: tuple(blocks) for name, blocks in meant.items()})
+        for key, canonical in self._canonical.items():
+            for name in self._block_names.shared(canonical, self._structure.places[canonical]):
+                if name not in self.block_names:
+                    meant.setdefault(name, {})[self._own_facts[key].blocks[0]] = None
+        return MappingProxyType({name: tuple(sorted(found, key=natural_order)) for name, found in meant.items()})
 
     def facts(self, key: str) -> KeyFacts:
         """The facts of a key of this layout; `RecipeError` for another one."""
@@ -199,38 +204,23 @@ def layout(keys: Sequence[str], arch: Arch | None, spelling: Spelling = IN_FULL)
     return Layout(keys, arch, spelling)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tails:
-    """The ways to write a stack's path: the shortest tail that is its own, and the shorter ones that others share."""
-
-    short: str
-    shared: tuple[str, ...]
-
-
 class _Names:
     """What keys are called, by an arch or by none; what is the same for many keys is found once."""
 
-    def __init__(self, stacks: Iterable[str], arch: Arch | None) -> None:
-        self.tails, self.arch = _short_stacks(stacks), arch
+    def __init__(self, blocks: BlockNames, arch: Arch | None) -> None:
+        self.blocks, self.arch = blocks, arch
         self.groups: dict[str, tuple[str, ...]] = {}
 
     def facts(self, key: str, canonical: str, place: Place, copied: bool) -> KeyFacts:
         """The facts of a key that stands at a place."""
-        names: list[str] = []
         inner = place.inner
         component: tuple[str, ...] = (place.component,)
         if self.arch is not None:
-            names += self.arch.block_of(canonical)
             found = self.arch.component_of(canonical)
             if found is not None:
                 component = (found[0].name, *found[0].aliases)
                 inner = inner if place.stack is not None else tuple(found[1].split("."))
-        if place.stack is not None:
-            full = f"{place.stack}.{place.number}"
-            # A file of one component alone spells the path without the component's prefix.
-            spelled = full.removeprefix(canonical.removesuffix(key)) if canonical.endswith(key) else full
-            names += [f"{self.tails[place.stack].short}.{place.number}", full, spelled]
-        blocks = tuple(dict.fromkeys(names))
+        blocks = self.blocks.of(key, canonical, place)
         return KeyFacts(
             key=key,
             component=component[0],
@@ -240,7 +230,7 @@ class _Names:
             count=place.count,
             layer=layer_names(inner),
             copied=copied,
-            groups=self.groups_outside(blocks[0] if blocks else ""),
+            groups=self.groups_outside(blocks[0]),
             component_names=component,
         )
 
@@ -269,35 +259,6 @@ def _shadowed(facts: Mapping[str, KeyFacts], canonical: Mapping[str, str], arch:
                 own = facts[name]
                 found[name] = replace(original, key=name, component=own.component, component_names=own.component_names)
     return found
-
-
-def _short_stacks(stacks: Iterable[str]) -> dict[str, _Tails]:
-    """For each stack, how its path may be shortened at a segment's boundary."""
-    paths = list(stacks)
-    users: dict[str, int] = {}
-    for path in paths:
-        for tail in _tails_of(path):
-            users[tail] = users.get(tail, 0) + 1
-    known = set(paths)
-    found = {}
-    for path in paths:
-        shared: list[str] = []
-        for tail in _tails_of(path):
-            if users[tail] == 1 or tail == path:
-                found[path] = _Tails(tail, tuple(shared))
-                break
-            # A path written in full means just that stack, even where others end in the same words.
-            if tail not in known:
-                shared.append(tail)
-    return found
-
-
-def _tails_of(path: str) -> Iterator[str]:
-    """The tails of a path at a segment's boundary, shortest first; at most 16, then the whole path."""
-    cuts = [match.end() for match in re.finditer(r"[./]", path)]
-    for cut in reversed(cuts[-16:]):
-        yield path[cut:]
-    yield path
 
 
 def layer_names(inner: Sequence[str]) -> tuple[str, ...]:

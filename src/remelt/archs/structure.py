@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -53,6 +53,7 @@ class Place:
 
     ``number`` is what the key says, ``index`` the position among the ``count`` numbers that are there. ``component`` is
     the inferred part of the model. ``inner`` is the rest of the key inside the block, or inside the component.
+    ``module`` is, outside any stack, the path of the outermost module that holds no stack, or of the tensor itself.
     """
 
     stack: str | None
@@ -61,6 +62,7 @@ class Place:
     count: int
     component: str
     inner: tuple[str, ...]
+    module: str = ""
 
     @property
     def block(self) -> str | None:
@@ -190,11 +192,13 @@ def _resemble(children: Iterable[set[tuple[str, ...]]]) -> bool:
 def _places(paths: list[_Path], stacks: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
     positions = {stack: {number: index for index, number in enumerate(numbers)} for stack, numbers in stacks.items()}
     parts = _parts(paths)
+    around = _around(paths)
     places = {}
     for path, (component, depth) in zip(paths, parts, strict=True):
         component = component or MAIN
         if path.stack is None:
-            places[path.key] = Place(None, 0, 0, 0, component, tuple(path.segments[depth:]))
+            inner = tuple(path.segments[depth:])
+            places[path.key] = Place(None, 0, 0, 0, component, inner, path.join(_module_end(path, around)))
             continue
         at = path.numbers[path.at]
         number = int(path.segments[at])
@@ -202,6 +206,18 @@ def _places(paths: list[_Path], stacks: Mapping[str, tuple[int, ...]]) -> dict[s
         inner = tuple(path.segments[at + 1 :])
         places[path.key] = Place(path.stack, number, position[number], len(position), component, inner)
     return places
+
+
+def _around(paths: Iterable[_Path]) -> set[tuple[str, ...]]:
+    """The beginnings of keys that lead to a stack, that of the stack itself included."""
+    ends = {tuple(path.segments[: path.numbers[path.at]]) for path in paths if path.stack is not None}
+    return {stack[:end] for stack in ends for end in range(1, len(stack) + 1)}
+
+
+def _module_end(path: _Path, around: Container[tuple[str, ...]]) -> int:
+    """How many segments of a key outside any stack name the outermost module that holds no stack."""
+    ends = range(1 + path.folder, len(path.segments))
+    return next((end for end in ends if tuple(path.segments[:end]) not in around), len(path.segments))
 
 
 def _parts(paths: list[_Path]) -> list[tuple[str, int]]:

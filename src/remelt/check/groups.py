@@ -11,7 +11,7 @@ from remelt.check.kinds import Kind, Place, Shape
 from remelt.check.specialise import Specialiser
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.errors import MethodError
+from remelt.errors import MethodError, RecipeError
 from remelt.recipe.method import Group
 
 
@@ -36,12 +36,18 @@ class KeyGroups:
                 self._declare(index)
 
     def _declare(self, index: int) -> None:
-        method = self.graph.steps[index].method
+        step = self.graph.steps[index]
+        method = step.method
         assert method is not None
         assert method.declaration.keys is not None
-        layout = self._layout_of(self.graph.steps[index].operands[0][1])
+        layout = self._layout_of(step.operands[0][1])
+        groups, needs = method.declaration.keys(layout), method.declaration.needs
+        if needs and not groups:
+            raise RecipeError(
+                f"{method.name} would change nothing: the model has no {needs}", hint="leave it out", span=step.span
+            )
         by_key: dict[str, Group] = {}
-        for group in method.declaration.keys(layout):
+        for group in groups:
             unknown = [key for key in (*group.inputs, *group.outputs) if key not in layout]
             doubled = [key for key in group.outputs if key in by_key]
             if unknown or doubled:

@@ -48,6 +48,14 @@ def keys_of(inputs: Iterable[Input]) -> list[str]:
     return list(found)
 
 
+def ambiguity_of(given: Input) -> Problem | None:
+    """The problem of a file that fits several archs, of which none is stated."""
+    if given.detection.problem is None or given.model.arch is not None:
+        return None
+    stated = " or ".join(f'arch="{name}"' for name in given.detection.near)
+    return Problem(given.label, given.detection.problem, f"state which it is: model(..., {stated}), or convert --arch")
+
+
 def arch_of(inputs: Sequence[Input], problems: list[Problem]) -> Arch | None:
     """The one arch that the inputs share; a problem with the evidence where they do not.
 
@@ -57,26 +65,26 @@ def arch_of(inputs: Sequence[Input], problems: list[Problem]) -> Arch | None:
     found: dict[str, tuple[Arch, Input, str]] = {}
     for given in inputs:
         detected = given.detection.arch
-        if given.detection.problem is not None and given.model.arch is None:
-            problems.append(Problem(given.label, given.detection.problem, 'state it: model("...", arch="...")'))
+        if (ambiguity := ambiguity_of(given)) is not None:
+            problems.append(ambiguity)
         if given.model.arch is not None:
             stated = find_arch(given.model.arch)
             if detected is not None and detected.name != stated.name:
                 problems.append(
                     Problem(
                         given.label,
-                        f"is stated to be {stated.name}, but looks like {detected.name}: {given.detection.evidence}",
+                        f"is stated to be {stated.name}, but looks like {given.detection.evidence}",
                         span=given.model.span,
                     )
                 )
-            found.setdefault(stated.name, (stated, given, "stated in the recipe"))
+            found.setdefault(stated.name, (stated, given, f"{stated.name}: stated in the recipe"))
         elif detected is not None:
             found.setdefault(detected.name, (detected, given, given.detection.evidence))
     if len(found) > 1:
         for name, (_, given, evidence) in found.items():
             known = (near.note for other, _, _ in found.values() for near in other.near if near.name == name)
             hint = next(known, "a recipe merges models of one arch; the inputs mix them")
-            problems.append(Problem(given.label, f"is {name}: {evidence}", hint))
+            problems.append(Problem(given.label, f"is {evidence}", hint))
     return next((arch for arch, _, _ in found.values()), None)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from remelt.archs.dialects import Spelling
+from remelt.archs.dialects import ORIGINAL, Spelling, dialects_of, is_left_out, original_key
 from remelt.archs.facts import Layout, layout
 from remelt.check.bound import BoundGraph, Step, numbers_of
-from remelt.check.inputs import Input
+from remelt.check.inputs import Input, keys_of
+from remelt.check.report import fold_keys
 from remelt.core.nearest import nearest_hint
 from remelt.errors import Problem, RecipeError
 from remelt.recipe.blocks import BLOCKS, CLASSES, COMPONENTS, DEPTH, KEYS, PRESET, BlockWeights, Rule
@@ -34,8 +35,8 @@ def check_names(graph: BoundGraph, steps: list[int], layout: Layout) -> list[Pro
 
 
 def check_donors(graph: BoundGraph, steps: list[int], inputs: Mapping[int, Input], spelling: Spelling) -> list[Problem]:
-    """A problem for every model that is to give another one a component, and has none."""
-    problems = []
+    """A problem for every model that is to give another one a component, and has none, or a part of it."""
+    problems: list[Problem] = []
     for index in steps:
         step = graph.steps[index]
         if step.method is None or step.method.name != "fallback":
@@ -43,15 +44,40 @@ def check_donors(graph: BoundGraph, steps: list[int], inputs: Mapping[int, Input
         rest, part = (graph.steps[operand] for _, operand in step.operands)
         if not (_does(rest, "omit_component") and _does(part, "pick_component") and rest.values == part.values):
             continue
-        donor = graph.steps[part.operands[0][1]].input
-        if donor is None:
-            continue
-        given, component = inputs[donor], str(dict(part.values)["component"])
-        held = layout(tuple(given.checkpoint.tensors), given.detection.arch, spelling)
-        if component not in component_names(held):
-            has = ", ".join(held.components) or "no component that is known"
-            problems.append(Problem(given.label, f"has no {component} to give", f"it has {has}", given.model.span))
+        owners, donors = ([inputs[one] for one in graph.models_of(below.operands[0][1])] for below in (rest, part))
+        problems += _lacks_of_donors(owners, donors, str(dict(part.values)["component"]), spelling)
     return problems
+
+
+def _lacks_of_donors(
+    owners: Sequence[Input], donors: Sequence[Input], component: str, spelling: Spelling
+) -> Iterator[Problem]:
+    """What models lack that are to give a component to others: all of it, or keys that the others have there."""
+    own, held = (
+        layout(keys_of(given), next((one.detection.arch for one in given if one.detection.arch), None), spelling)
+        for given in (owners, donors)
+    )
+    label, span = donors[0].label, donors[0].model.span
+    if component not in component_names(held):
+        has = ", ".join(held.components) or "no component that is known"
+        yield Problem(label, f"has no {component} to give", f"it has {has}", span)
+        return
+    wanted = own.components.get(own.component_aliases.get(component, component), ())
+    given = set(held.keys)
+    lacking = [key for key in wanted if key not in given and not _does_without(key, own, spelling)]
+    if lacking:
+        what = f"{len(lacking)} of the {len(wanted)} keys that the {component} of {owners[0].label} has"
+        hint = f'fallback(pick_component("{label}", "{component}"), ...) in a recipe keeps the model\'s own'
+        yield Problem(label, f"has no whole {component} to give: it lacks {what}: {fold_keys(lacking)}", hint, span)
+
+
+def _does_without(key: str, layout: Layout, spelling: Spelling) -> bool:
+    """Whether a component works without a key: what is never merged, and what some of its layouts have no place for."""
+    arch = layout.arch
+    if key in layout.copied or arch is None:
+        return key in layout.copied
+    original = original_key(arch, spelling, key)
+    return any(is_left_out(arch, dialect, original) for dialect in dialects_of(arch) if dialect != ORIGINAL)
 
 
 def _does(step: Step, method: str) -> bool:

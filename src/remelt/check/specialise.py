@@ -411,4 +411,4 @@ class _Walk:
             self.computed[place] = self.emit(applied, None)
         state = self.states[first, key]
         item = self.emit(Item(self.computed[place], key), self.shapes[state.register or 0])
-        return State(item, state.dtype, state.source_key)
+        return State(item, step.method.declaration.stores or state.dtype, state.source_key)

@@ -16,7 +16,9 @@ from remelt.core.units import format_seconds
 @click.argument("model", metavar="MODEL")
 @click.option("--to", "dialect", required=True, metavar="DIALECT", help="original, diffusers or kohya.")
 @click.option("-o", "--output", required=True, metavar="PATH", help="The file or folder to write.")
+@click.option("--arch", metavar="NAME", help="What the model is, where it looks like several archs.")
 @click.option("--like", metavar="FOLDER", help="Take configurations and tokenizers from this model's folder.")
+@shared.told
 @click.option("--dtype", metavar="TYPE", help="Element type of the output; by default each tensor keeps its own.")
 @click.option("--max-shard-size", metavar="SIZE", help="Write shards of at most this size.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete.")
@@ -27,7 +29,10 @@ def command(
     model: str,
     dialect: str,
     output: str,
+    arch: str | None,
     like: str | None,
+    title: str | None,
+    modelspec: tuple[tuple[str, str], ...],
     dtype: str | None,
     max_shard_size: str | None,
     overwrite: bool,
@@ -42,15 +47,20 @@ def command(
     remelt convert deliberate_v2.safetensors --to diffusers --like stable-diffusion-v1-5 -o deliberate
     remelt convert stable-diffusion-v1-5 --to original -o v1-5.safetensors
     """
+    from remelt.api.description import ENTRY, LIKE
     from remelt.api.dialect_views import WITHOUT_A_PLACE
     from remelt.api.merging import asked, drain, prepare_merges
     from remelt.recipe.node import model as as_model
 
     begun = time.monotonic()
-    options = {"like": like, "dtype": dtype, "max_shard_size": max_shard_size, "overwrite": overwrite}
-    source, chosen = asked(as_model(model), output, {**options, "dialect": dialect, "models_dirs": models_dirs})
+    options: dict[str, object] = {"like": like, "dtype": dtype, "max_shard_size": max_shard_size, "title": title}
+    options |= {"overwrite": overwrite, "modelspec": shared.split_pairs(modelspec, "--modelspec") or None}
+    source, chosen = asked(
+        as_model(model, arch=arch), output, {**options, "dialect": dialect, "models_dirs": models_dirs}
+    )
     with prepare_merges([source], [output], chosen) as prepared, progress(quiet=quiet or as_json) as watch:
-        lost = [warning for warning in prepared.groups[0].plan.warnings if WITHOUT_A_PLACE in warning]
+        warnings = prepared.groups[0].plan.warnings
+        lost = [warning for warning in warnings if any(part in warning for part in (WITHOUT_A_PLACE, LIKE, ENTRY))]
         for warning in () if as_json else lost:
             click.echo(f"warning: {warning}", err=True)
         path = drain(prepared, chosen, watch).paths[0]

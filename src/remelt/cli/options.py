@@ -39,6 +39,16 @@ _PLUGIN = [
         help="A Python file with merge methods of yours, repeatable. It is run.",
     ),
 ]
+_TOLD = [
+    click.option("--title", metavar="TEXT", help="What user interfaces call the result."),
+    click.option(
+        "--modelspec",
+        nargs=2,
+        multiple=True,
+        metavar="NAME TEXT",
+        help="Another entry of the ModelSpec metadata, such as author or description; repeatable.",
+    ),
+]
 _MERGING = [
     click.argument("sources", nargs=-1, required=True, metavar="RECIPE... | MODEL MODEL..."),
     click.option(
@@ -103,7 +113,7 @@ _MERGING = [
     ),
     click.option("--ignore-unused", is_flag=True, help="Leave out modules of adapters that the model lacks."),
     click.option("--dialect", metavar="NAME", help="Layout of the result's keys, such as diffusers or original."),
-    click.option("--title", metavar="TEXT", help="What user interfaces call the result."),
+    *_TOLD,
     click.option("--modelspec-hash", "hashed", is_flag=True, help="Write the SHA-256 of the tensors into the header."),
     click.option("--like", metavar="FOLDER", help="Take configurations and tokenizers from this model's folder."),
     click.option("--fallback", metavar="MODEL", help="A model that gives what the result lacks."),
@@ -133,6 +143,11 @@ def models_only(command: F) -> F:
 def merging(command: F) -> F:
     """Everything that says what to merge and how."""
     return _apply(_MERGING, command)
+
+
+def told(command: F) -> F:
+    """What user interfaces are told of a result."""
+    return _apply(_TOLD, command)
 
 
 def _apply(options: list[Any], command: F) -> F:
@@ -166,8 +181,11 @@ def merge_options(given: dict[str, Any], sources: Sequence[Source]) -> MergeOpti
         "dialect",
         "like",
         "title",
+        "modelspec",
         "fallback",
     )
+    if given["modelspec"]:
+        given = {**given, "modelspec": split_pairs(given["modelspec"], "--modelspec")}
     chosen = {name: given[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     return MergeOptions(**{**dict(*carried[:1]), **chosen})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -75,10 +76,13 @@ def operated(sources: Sequence[Source], given: Mapping[str, Any]) -> list[Source
 
 def _strength(file: str, text: str) -> float:
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
         hint = f"--adapter {file} 0.8"
-        raise UsageError(f"the strength of an adapter is a number, but got {text!r}", hint=hint) from None
+        raise UsageError(f"the strength of an adapter is a number, but got {text!r}", hint=hint)
+    return found
 
 
 def _expand(word: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,12 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _MOST_ENTRIES = 200_000
 _MOST_COMPARED = 20_000
 _MOST_LISTED = 20
-_MARKS = ("model_index.json", "pytorch_model.bin")
-_WEIGHTS = (".safetensors", ".index.json")
+_PIPELINE = "model_index.json"
+_WEIGHTS = re.compile(
+    r".*\.safetensors|.*\.index(?:\.\w+)?\.json"
+    r"|(?:model|pytorch_model|diffusion_pytorch_model|consolidated)(?:[.-][\w.-]+)?\.(?:bin|pt|pth|ckpt)"
+)
+"""Files that make a folder a model: of the names that pickles have there, since a folder may hold pickles of others."""
 _DENOISERS = ("unet", "transformer")
 """Folders of diffusers' components, one of which each model has, also where nothing beside weights is there."""
 _COMFYUI = ("checkpoints", "diffusion_models", "unet", "vae", "clip", "text_encoders", "loras")
@@ -85,9 +90,9 @@ def _exact(path: Path, suffixes: Sequence[str]) -> list[Path]:
 
 def _is_model_folder(path: Path) -> bool:
     names = _listed(path)
-    if any(name.endswith(_WEIGHTS) or name in _MARKS for name in names):
+    if _PIPELINE in names or any(map(_WEIGHTS.fullmatch, names)):
         return True
-    return any(name.endswith(_WEIGHTS) for part in _DENOISERS if part in names for name in _listed(path / part))
+    return any(_WEIGHTS.fullmatch(name) for part in _DENOISERS if part in names for name in _listed(path / part))
 
 
 def _listed(path: Path) -> list[str]:
@@ -144,7 +149,7 @@ def _entries(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
             if child.name.startswith("."):
                 continue
             if os.path.isdir(child):
-                if _is_model_folder(child) and any((child / mark).exists() for mark in ("config.json", _MARKS[0])):
+                if _is_model_folder(child) and any((child / mark).exists() for mark in ("config.json", _PIPELINE)):
                     yield child
                 else:
                     pending.append(child)

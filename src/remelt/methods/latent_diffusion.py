@@ -169,14 +169,17 @@ def _averages(layout: Mapping[str, TensorInfo]) -> Sequence[Group]:
     return [found[key] for key in sorted(doubled)]
 
 
-@merge_method(cut="model", keys=_averages, workspace=0.0)
+_EMA = "moving averages: keys that begin with model_ema., as full checkpoints in the original layout have them"
+
+
+@merge_method(cut="model", keys=_averages, needs=_EMA, workspace=0.0)
 def exchange_ema(a: Tensors) -> Tensors:
     """The moving averages of a checkpoint in the place of its weights, and the weights in theirs.
 
     Formula: a'["model.x.y"] = a["model_ema.xy"], and the reverse, for every key that has an average of its shape
 
     Spaces: weights. For full checkpoints of Stable Diffusion 1 and 2, whose ``model_ema`` keys hold averages over the
-    training: those are what most files without such keys have. It costs a copy.
+    training: those are what most files without such keys have. A model without any is refused. It costs a copy.
 
     Source: sd-mecha, exchange_ema.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import RecipeError
 from remelt.recipe.method import AnySpace, Bindings, Group, Mass, Tensors, merge_method
@@ -65,14 +66,15 @@ def _positions(layout: Mapping[str, TensorInfo]) -> Sequence[Group]:
     ]
 
 
-@merge_method(cut="model", keys=_positions, workspace=1.0)
+@merge_method(cut="model", keys=_positions, stores=DType.I64, workspace=1.0)
 def repair_position_ids(a: Tensors) -> Tensors:
     """A model whose text encoders count their positions 0, 1, 2 and so on.
 
-    Formula: p[i] = i for every tensor named ``position_ids``; all others as they are
+    Formula: p[i] = i, stored as int64, for every tensor named ``position_ids``; all others as they are
 
     Spaces: weights. Tools that averaged these numbers left some like 75.99 in many files of Stable Diffusion 1, which
-    shift the words of a prompt; cut off to a whole number, they do so unseen. It costs nothing beside a copy.
+    shift the words of a prompt; cut off to a whole number, they do so unseen. They are int64 where the text encoder is
+    defined, and so they are here, whatever they were stored as. It costs nothing beside a copy.
 
     Source: the "fix clip ids" of web UIs.
 

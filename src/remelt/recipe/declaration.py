@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Declaration:
       number.
     - ``mass``: for affine arithmetic, the mass of the result from those of the operands and the plain numbers.
     - ``keys``: for cut ``model``, the groups of keys of a layout; keys in no group pass from the first operand.
+    - ``needs``: for cut ``model``, what a model has where it has any groups, in words: one without is refused.
+    - ``stores``: for cut ``model``, the element type of what is computed, where it is not the first operand's.
     - ``selects``: which keys the result has; the others are absent from it.
     - ``first_present``: the result is the first operand that has the key.
     - ``casts``: the parameter that names the result's element type.
@@ -119,6 +122,8 @@ class Declaration:
     limits: Mapping[str, tuple[str, ...] | tuple[float, float]] = field(default_factory=dict)
     mass: Callable[[Sequence[Mass], Bindings], Mass] | None = None
     keys: Callable[[Mapping[str, TensorInfo]], Sequence[Group]] | None = None
+    needs: str = ""
+    stores: DType | None = None
     selects: Callable[[KeyFacts, Bindings], bool] | None = None
     first_present: bool = False
     casts: str | None = None

@@ -14,10 +14,10 @@ from remelt.api.prepare import prepare
 from remelt.api.recipes import load_recipe
 from remelt.core.dtype import DType
 from remelt.engine import units as engine_units
-from remelt.engine.tensors import TORCH
 from remelt.methods import METHODS
 from remelt.planning import cost
 from remelt.recipe.node import Call, Node, as_node, model
+from remelt.tensors import TORCH
 from remelt.testing.cases import Case
 
 Model = dict[str, Tensor]
@@ -74,8 +74,10 @@ def expected_of(case: Case, models: list[Model]) -> Model:
     result: Model = {}
     if declaration.keys is not None:
         result = dict(models[0])
+        stored = None if declaration.stores is None else TORCH[declaration.stores]
         for group in declaration.keys(case.layout()):
-            result |= group_result(case, models, group.inputs, group.outputs[0])
+            computed = group_result(case, models, group.inputs, group.outputs[0])
+            result |= {key: tensor.to(stored or tensor.dtype) for key, tensor in computed.items()}
         return result
     facts, settings = case.facts(), case.settings
     names = [parameter.name for parameter in case.slots]

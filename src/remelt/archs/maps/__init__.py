@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,26 @@ def key_map(name: str, below: str = "") -> KeyMap:
     return KeyMap(
         replace(rule, original=rule.original[len(below) :]) for rule in rules if rule.original.startswith(below)
     )
+
+
+def templates(name: str, below: str = "") -> Iterator[tuple[str, str]]:
+    """What the rules of a key map say, as its files write them: original names, each with its name in the other layout.
+
+    The parts of ``<name>`` come first, as ``<name>`` before what they are. ``below`` as in `key_map`.
+    """
+    table = read_table(_FOLDER / f"{name}.toml")
+    inner = table.table("inner")
+    for part in inner.names:
+        yield from ((f"<{part}>{original}", f"<{part}>{_shown(other)}") for original, other in inner.pairs(part))
+    for original, other in table.pairs("rules"):
+        if original.startswith(below):
+            yield original[len(below) :], _shown(other)
+    for included in table.texts("include"):
+        yield from templates(included, below)
+
+
+def _shown(other: str | tuple[str, ...]) -> str:
+    return other if isinstance(other, str) else " + ".join(other)
 
 
 def _rules(name: str) -> list[Rule]:
