@@ -90,6 +90,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "a head": lambda: lora(target_modules=["q_proj", "lm_head"]),
     "a head trained whole": lambda: lora(target_modules=["q_proj"], modules_to_save=["lm_head"]),
     "a norm trained whole": lambda: lora(modules_to_save=["norm"]),
+    "norms alone": lambda: peft.LNTuningConfig(),
 }
 
 
@@ -105,9 +106,28 @@ def test_a_folder_of_peft_is_merged_as_peft_merges_it(kind: str, name: str, tmp_
     assert 2 <= len(changed) <= 11
 
 
-def test_biases_of_lora(tmp_path: Path) -> None:
-    due = saved("Qwen2", lora(target_modules=["q_proj"], lora_bias=True), tmp_path)
-    near(rm.merge(rm.model(tmp_path / "base") + adapter(str(tmp_path / "style"))), due)
+BIASES: dict[str, tuple[Callable[[], Any], int]] = {
+    "of lora": (lambda: lora(target_modules=["q_proj"], lora_bias=True), 2),
+    "all": (lambda: lora(bias="all"), 6),
+    "lora_only": (lambda: lora(bias="lora_only"), 4),
+    "all beside oft": (lambda: peft.OFTConfig(oft_block_size=4, target_modules=LAYERS, bias="all"), 6),
+    "boft_only": (lambda: peft.BOFTConfig(boft_block_size=4, target_modules=LAYERS, bias="boft_only"), 4),
+    "of a head trained whole": (lambda: lora(modules_to_save=["k_proj"]), 2),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_are_what_peft_trained(name: str, tmp_path: Path) -> None:
+    config, count = BIASES[name]
+    due = saved("Qwen2", config(), tmp_path)
+    found = rm.merge(rm.model(tmp_path / "base") + adapter(str(tmp_path / "style")))
+    near(found, due)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    changed = [key for key in base if key.endswith(".bias") and not torch.equal(found[key], base[key])]
+    assert len(changed) == count
+    half = rm.merge(rm.model(tmp_path / "base") + 0.5 * adapter(str(tmp_path / "style")))
+    for key in changed:
+        torch.testing.assert_close(half[key], (base[key] + due[key]) / 2, rtol=0.0, atol=1e-6)
 
 
 def test_the_file_in_a_folder_of_peft_is_read_with_its_configuration(tmp_path: Path) -> None:
@@ -120,6 +140,32 @@ def test_the_file_in_a_folder_of_peft_is_read_with_its_configuration(tmp_path: P
     found = rm.merge(rm.model(tmp_path / "base") + adapter(str(alone)))
     key = "model.layers.0.self_attn.q_proj.weight"
     torch.testing.assert_close((found[key] - base[key]) * (7 / 2), due[key] - base[key], rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("begun", ["pissa", "olora"])
+def test_what_peft_adds_to_less_than_the_model_is_refused(begun: str, tmp_path: Path) -> None:
+    saved("Llama", lora(init_lora_weights=begun), tmp_path)
+    told = f"its configuration says init_lora_weights '{begun}': PEFT adds it to a model of which it took a part away"
+    with pytest.raises(CheckError, match=told) as caught:
+        rm.plan(rm.model(tmp_path / "base") + adapter(str(tmp_path / "style")))
+    assert "path_initial_model_for_weight_conversion" in str(caught.value)
+
+
+def test_what_began_so_and_was_made_plain_is_merged(tmp_path: Path) -> None:
+    base = language_model("Llama")
+    base.save_pretrained(tmp_path / "base")
+    wrapped = peft.get_peft_model(base, lora(init_lora_weights="pissa"))
+    wrapped.peft_config["default"].init_lora_weights = True
+    wrapped.save_pretrained(tmp_path / "begun")
+    wrapped.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for one in (one for one in wrapped.parameters() if one.requires_grad):
+            one.add_(torch.randn_like(one) * 0.1)
+    at = {"path_initial_model_for_weight_conversion": str(tmp_path / "begun")}
+    wrapped.save_pretrained(tmp_path / "style", **at)
+    found = rm.merge(rm.model(tmp_path / "base") + adapter(str(tmp_path / "style")))
+    due = wrapped.merge_and_unload().state_dict()
+    assert {key for key in due if not torch.allclose(found[key], due[key], rtol=0.0, atol=2e-6)} == set()
 
 
 @pytest.mark.parametrize(

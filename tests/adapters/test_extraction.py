@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import remelt as rm
 from remelt.api.adapters import extract_lora, save_adapter
-from remelt.errors import OptionError, RecipeError
+from remelt.api.verification import verify
+from remelt.errors import OptionError, OutputError, RecipeError
 from remelt.recipe.adapter import adapter, to_lora
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -130,21 +131,108 @@ def test_alpha_is_that_of_all_modules_and_exact_in_every_type(folder: Path) -> N
 
 
 def test_to_lora_in_a_recipe_gives_the_same_file(folder: Path) -> None:
-    base, tuned = models(None)
-    save_file({key: one for key, one in base.items() if key in CHANGED}, "base.safetensors")
-    save_file({key: one for key, one in tuned.items() if key in CHANGED}, "tuned.safetensors")
+    models(None)
     report = extracted(rank=4, names="kohya")
     recipe = to_lora(rm.model("tuned.safetensors") - rm.model("base.safetensors"), rank=4, names="kohya")
     path = rm.merge(recipe, "merged.safetensors")
     assert Path(path).read_bytes() == report.path.read_bytes()
+    held = rm.merge(recipe)
+    made = load_file(path)
+    assert held.keys() == made.keys()
+    assert {key for key, one in made.items() if not torch.equal(one, held[key])} == set()
 
 
-def test_a_rank_by_energy_is_refused_by_plan(folder: Path) -> None:
+def test_to_lora_leaves_out_what_does_not_change(folder: Path) -> None:
     models(4)
-    recipe = to_lora(rm.model("tuned.safetensors") - rm.model("base.safetensors"), energy=0.95)
-    law = "a rank by energy is found when the difference is computed, not when it is planned"
-    with pytest.raises(OptionError, match=law):
-        rm.plan(recipe, "made.safetensors")
+    delta = rm.model("tuned.safetensors") - rm.model("base.safetensors")
+    recipe = to_lora(delta * (rm.keys({"mid.square.weight": 0.5}) | 0.0), rank=4, names="kohya")
+    assert len(rm.plan(recipe, "made.safetensors").outputs[0].tensors) == 3 * (len(CHANGED) + 1)  # at most
+    made = load_file(rm.merge(recipe, "made.safetensors"))
+    assert {key.partition(".")[0] for key in made} == {"lora_unet_mid_square"}
+    with pytest.raises(RecipeError, match="there is nothing to make an adapter of"):
+        rm.merge(to_lora(delta * 0.0, rank=4, names="kohya"), "none.safetensors")
+    assert not Path("none.safetensors").exists()
+
+
+def test_to_lora_goes_where_extraction_goes(folder: Path) -> None:
+    """PEFT's adapters are folders with a configuration, whoever writes them."""
+    models(4)
+    delta = rm.model("tuned.safetensors") - rm.model("base.safetensors")
+    report = extract_lora("tuned.safetensors", "base.safetensors", "one", rank=4, names="peft")
+    path = rm.merge(to_lora(delta, rank=4, names="peft"), "other")
+    assert [report.path, path] == [Path("one"), Path("other")]
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (path / name).read_bytes() == (report.path / name).read_bytes()
+    with pytest.raises(OutputError, match="other exists"):
+        rm.merge(to_lora(delta, rank=4, names="peft"), "other")
+    assert rm.merge(to_lora(delta, rank=4, names="kohya"), "other") == Path("other.safetensors")
+    for suffix in ("ckpt", "pt"):
+        with pytest.raises(OptionError, match=f"results are written as safetensors, but the output is it.{suffix}"):
+            extract_lora("tuned.safetensors", "base.safetensors", f"it.{suffix}", rank=4, names="peft")
+
+
+def test_what_is_for_models_is_refused(folder: Path) -> None:
+    models(4)
+    recipe = to_lora(rm.model("tuned.safetensors") - rm.model("base.safetensors"), rank=4)
+    for option in ({"dialect": "diffusers"}, {"max_shard_size": "1GiB"}):
+        with pytest.raises(OptionError, match=f"{next(iter(option))} is for models, but the result is an adapter"):
+            rm.merge(recipe, "made.safetensors", **option)
+
+
+@pytest.mark.parametrize(("stored", "due"), [("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "float32")])
+def test_an_adapter_of_adapters_alone_is_of_the_type_of_the_first(folder: Path, stored: str, due: str) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        source = torch.Generator().manual_seed(seed)
+        factors = {"lora_up.weight": torch.randn(24, 3, generator=source)}
+        factors |= {"lora_down.weight": torch.randn(3, 40, generator=source)}
+        made = {f"lora_unet_mid.{part}": one.to(getattr(torch, stored)) for part, one in factors.items()}
+        save_file(made | {"lora_unet_mid.alpha": torch.tensor(3.0)}, f"{name}.safetensors")
+    recipe = to_lora(0.5 * adapter("a") + adapter("b"), rank=6)
+    written = load_file(rm.merge(recipe, "made.safetensors"))
+    assert {one.dtype for one in written.values()} == {getattr(torch, due)}
+    wider = load_file(rm.merge(recipe, "wider.safetensors", dtype="fp32"))
+    assert {one.dtype for one in wider.values()} == {torch.float32}
+    with pytest.raises(OptionError, match="without a model nobody can tell how diffusers names the mod"):
+        rm.merge(to_lora(adapter("a"), rank=2, names="diffusers"), "named.safetensors")
+
+
+@pytest.mark.parametrize("size", [{"rank": 4}, {"energy": 0.5}, {"kind": "lokr"}])
+def test_what_was_extracted_is_verified_by_its_recipe(folder: Path, size: dict[str, Any]) -> None:
+    models(None)
+    report = extracted(names="kohya", **size)
+    found = verify(report.path, recipe=True, sample=None)
+    assert found.faults == []
+    assert found.recomputed == found.tensors == len(load_file(report.path))
+    tensors = load_file(report.path)
+    with safe_open(report.path, "pt") as file:
+        told = file.metadata()
+    key = next(key for key in tensors if "alpha" not in key)
+    save_file(tensors | {key: tensors[key] + 1}, report.path, metadata=told)
+    assert f"{key}: is not what the recipe makes" in verify(report.path, recipe=True, sample=None).faults
+
+
+def test_an_adapter_as_it_is_may_be_written_again(folder: Path) -> None:
+    models(4)
+    path = extracted(rank=4, names="kohya").path
+    again = rm.merge(to_lora(adapter("made.safetensors"), rank=4), "again.safetensors")
+    one, other = applied(path), applied(again)
+    assert {key for key in one if not torch.allclose(one[key], other[key], rtol=0.0, atol=1e-6)} == set()
+    assert len(load_file(again)) == len(load_file(path))
+
+
+@pytest.mark.parametrize("size", [{"energy": 0.5}, {"rank": 3, "energy": 0.999}, {"rank": 500, "energy": 0.5}])
+def test_ranks_by_energy_are_found_first(folder: Path, size: dict[str, Any]) -> None:
+    models(None)
+    report = extracted(names="kohya", **size)
+    recipe = to_lora(rm.model("tuned.safetensors") - rm.model("base.safetensors"), names="kohya", **size)
+    path = rm.merge(recipe, "merged.safetensors")
+    assert {key: one.shape for key, one in load_file(path).items()} == {
+        key: one.shape for key, one in load_file(report.path).items()
+    }
+    told = "ranks by energy are found first: what is written is planned once they are known"
+    assert (told in rm.plan(recipe, "other.safetensors").warnings) == ("rank" not in size)
+    with pytest.raises(OutputError, match=r"merged\.safetensors exists"):
+        rm.plan(recipe, "merged.safetensors")
 
 
 def test_models_that_are_equal_have_no_adapter(folder: Path) -> None:
@@ -152,7 +240,8 @@ def test_models_that_are_equal_have_no_adapter(folder: Path) -> None:
     law = "there is nothing to make an adapter of: both models have the same weights"
     for kind in ("lora", "lokr"):
         with pytest.raises(RecipeError, match=law):
-            extract_lora("base.safetensors", "base.safetensors", "made.safetensors", rank=4, kind=kind, names="kohya")
+            size = {"rank": 4} if kind == "lora" else {}
+            extract_lora("base.safetensors", "base.safetensors", "made.safetensors", kind=kind, names="kohya", **size)
 
 
 def test_a_model_is_no_difference(folder: Path) -> None:

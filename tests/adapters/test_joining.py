@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,17 @@ import remelt as rm
 from remelt.adapters.checkpoint import ChangesCheckpoint, changes_of
 from remelt.adapters.joining import JoinedAdapter, Term
 from remelt.adapters.pairing import Layouts
+from remelt.adapters.written import Written
 from remelt.api.adapters import merge_adapters, resize_lora
+from remelt.api.verification import verify
 from remelt.archs.arch import find_arch
 from remelt.archs.shapes import flux_shapes
 from remelt.core.dtype import DType
-from remelt.engine.tensors import describe_tensors
-from remelt.errors import AdapterError, RecipeError
+from remelt.errors import AdapterError, OptionError, RecipeError
 from remelt.formats.memory import MemoryCheckpoint
 from remelt.recipe.adapter import adapter
 from remelt.recipe.node import Node
+from remelt.tensors import describe_tensors
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "mid.linear.weight": (40, 24),
@@ -33,6 +37,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 KOHYA = ("lora_unet_{}.lora_up.weight", "lora_unet_{}.lora_down.weight")
 DIFFUSERS = ("unet.{}.lora_B.weight", "unet.{}.lora_A.weight")
+KOHYAS = Written("kohya", None, own=True)
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +176,92 @@ def test_names_are_those_of_the_first_with_a_base() -> None:
         assert away(applied(adapter("joined.safetensors")), applied(recipe)) <= 1e-6
 
 
+def of_peft(kind: str, config: Any, name: str, seed: int) -> dict[str, Tensor]:
+    """A folder of PEFT's with random numbers, of a small language model that is beside it; the factors' products."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    small = {"n_embd": 32, "n_layer": 1, "n_head": 4} if kind == "GPT2" else {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "tie_word_embeddings": False,
+    }  # fmt: skip
+    options = {**small, "vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2}
+    causal = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}{causal}")(getattr(transformers, f"{kind}Config")(**options)).save_pretrained("base")
+    model = transformers.AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**config))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for one in wrapped.parameters():
+            if one.requires_grad:
+                one.copy_(torch.randn_like(one) * 0.2)
+    wrapped.save_pretrained(name)
+    return loaded_by_peft(kind, name)
+
+
+def loaded_by_peft(kind: str, name: str) -> dict[str, Tensor]:
+    """What PEFT makes of the model with the adapter of a folder."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT warns of keys that it does not find
+        for of_others in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=of_others)
+        wrapped = peft.PeftModel.from_pretrained(model, name)
+    found: dict[str, Tensor] = wrapped.merge_and_unload().state_dict()
+    return found
+
+
+PEFTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("Llama", {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "down_proj"]}),
+    "stabilised, with patterns": (
+        "Llama",
+        {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "up_proj"], "use_rslora": True}
+        | {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 9}},
+    ),
+    "embeddings": ("Llama", {"r": 4, "lora_alpha": 6, "target_modules": ["embed_tokens", "q_proj"]}),
+    "inputs by outputs": ("GPT2", {"r": 4, "lora_alpha": 6, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("base", [None, "base"])
+@pytest.mark.parametrize("name", PEFTS)
+def test_folders_of_peft_are_joined_and_resized_to_what_peft_loads(name: str, base: str | None) -> None:
+    kind, config = PEFTS[name]
+    one = of_peft(kind, {**config, "task_type": "CAUSAL_LM"}, "one", 1)
+    other = of_peft(kind, config, "other", 2)
+    plain = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained("base").state_dict()
+    report = merge_adapters(0.5 * adapter("one") + adapter("other"), "both", base=base)
+    assert report.path == Path("both")
+    told = json.loads((report.path / "adapter_config.json").read_text())
+    assert (told["task_type"], told["base_model_name_or_path"]) == ("CAUSAL_LM", "base")
+    assert (told["r"], told["lora_alpha"], told["use_rslora"]) == (8, 8, False)
+    found = loaded_by_peft(kind, "both")
+    far = {key: float((found[key] - (0.5 * one[key] + other[key] - 0.5 * plain[key])).abs().max()) for key in plain}
+    assert {key: away for key, away in far.items() if away > 2e-6} == {}
+    assert max(float((found[key] - plain[key]).abs().max()) for key in plain) > 0.1
+    resize_lora("one", "same", rank=99)
+    same = loaded_by_peft(kind, "same")
+    assert {key for key in plain if not torch.allclose(same[key], one[key], rtol=0.0, atol=2e-6)} == set()
+    assert resize_lora("one", "file.safetensors", rank=2).path == Path("file.safetensors")
+
+
+def test_the_recipe_of_what_was_joined_makes_the_same_difference_but_not_the_same_factors() -> None:
+    recipe = 0.7 * adapter(lora("a", 4, 1)) - 0.4 * adapter(lora("b", 3, 2))
+    merge_adapters(recipe, "joined.safetensors", rank=3)
+    with pytest.raises(OptionError, match=r"joined\.safetensors was joined of adapters' factors"):
+        verify("joined.safetensors", recipe=True)
+    assert verify("joined.safetensors").faults == []
+    again = rm.merge(Path("joined.safetensors"), "again.safetensors")
+    assert away(applied(adapter(str(again))), applied(adapter("joined.safetensors"))) <= 1e-5
+
+
+def test_a_file_of_peft_without_a_configuration_stays_a_file() -> None:
+    factors = {"lora_A.weight": torch.randn(3, 24), "lora_B.weight": torch.randn(40, 3)}
+    save_file({f"base_model.model.mid.linear.{part}": one for part, one in factors.items()}, "alone.safetensors")
+    assert resize_lora("alone.safetensors", "small", rank=2).path == Path("small.safetensors")
+
+
 def test_the_header_tells_the_new_ranks() -> None:
     merge_adapters(adapter(lora("a", 4, 1)) + adapter(lora("b", 3, 2)), "joined.safetensors", dtype="bf16")
     made = load_file("joined.safetensors")
@@ -249,8 +340,7 @@ def test_layouts_that_split_a_weight_otherwise_are_brought_together(first: str) 
         terms.append(Term(view.checkpoint, strength, view.made))
     if first == "diffusers":
         terms.reverse()
-    parts = {"up": "lora_up.weight", "down": "lora_down.weight", "alpha": "alpha"}
-    joined = JoinedAdapter(terms, None, None, parts, DType.F64, {})
+    joined = JoinedAdapter(terms, None, None, KOHYAS, DType.F64)
     assert list(joined.ranks.values()) == ([9] if first == "original" else [5, 5, 5])
     tensors = {
         key: torch.frombuffer(bytearray(joined.read(key)), dtype=torch.float64).reshape(info.shape)
@@ -275,13 +365,12 @@ def test_parts_of_a_weight_that_nobody_names_whole_are_refused() -> None:
         view = changes_of(named(tensors), layouts, lambda dialect: pytest.fail("no base is read"))
         assert isinstance(view.checkpoint, ChangesCheckpoint)
         terms.append(Term(view.checkpoint, 1.0, view.made))
-    parts = {"up": "lora_up.weight", "down": "lora_down.weight"}
-    assert list(JoinedAdapter(terms[::-1], None, None, parts, DType.F32, {}).ranks.values()) == [2]
+    assert list(JoinedAdapter(terms[::-1], None, None, KOHYAS, DType.F32).ranks.values()) == [2]
     with pytest.raises(AdapterError, match="name it in several layouts, and none names all of it"):
         narrow = ChangesCheckpoint(
             terms[0].changes.adapter, {}, {}, lambda dialect: pytest.fail("no base is read"), torch.float32
         )
-        JoinedAdapter([Term(narrow, 1.0, terms[0].made), terms[1]], None, None, parts, DType.F32, {})
+        JoinedAdapter([Term(narrow, 1.0, terms[0].made), terms[1]], None, None, KOHYAS, DType.F32)
 
 
 def test_what_is_no_product_is_refused() -> None:
@@ -291,13 +380,21 @@ def test_what_is_no_product_is_refused() -> None:
         "loha.safetensors",
     )  # fmt: skip
     a = adapter(lora("a", 4, 1))
-    with pytest.raises(AdapterError, match="lora_unet_mid_linear does not tell the shape of the model's tensor"):
-        merge_adapters("loha.safetensors", "joined.safetensors")
-    law = "lora_unet_mid_linear: a LoHa of hada_w1_a, hada_w1_b, hada_w2_a, hada_w2_b is no product of two factors"
+    law = r"^loha\.safetensors: lora_unet_mid_linear does not tell the shape of the model's tensor"
+    with pytest.raises(AdapterError, match=law):
+        merge_adapters(adapter("loha.safetensors") + a, "joined.safetensors")
+    law = r"^loha\.safetensors: lora_unet_mid_linear: a LoHa of hada_w1_a, .+, hada_w2_b is no product of two"
     with pytest.raises(AdapterError, match=law) as caught:
         merge_adapters(a + adapter("loha.safetensors"), "joined.safetensors", rank=4, base="base.safetensors")
     assert caught.value.hint == "to_lora(..., rank=32) of it is computed from the difference as a whole"
     assert not Path("joined.safetensors").exists()
+
+
+def test_numbers_that_nothing_has_are_refused() -> None:
+    a = adapter(lora("a", 4, 1))
+    for size, law in (({"rank": 0}, "a rank is 1 or more"), ({"energy": 1.5}, "a share of the energy is above 0")):
+        with pytest.raises(RecipeError, match=law):
+            merge_adapters(a, "joined.safetensors", **size)
 
 
 def test_a_dora_is_no_product() -> None:
@@ -305,6 +402,8 @@ def test_a_dora_is_no_product() -> None:
     save_file({**tensors, "lora_unet_mid_linear.dora_scale": torch.ones(40, 1)}, "dora.safetensors")
     with pytest.raises(AdapterError, match=r"of alpha, dora_scale, lora_down\.weight, lora_up\.weight is no product"):
         merge_adapters("dora.safetensors", "joined.safetensors", base="base.safetensors")
+    with pytest.raises(AdapterError, match=r"^dora\.safetensors: this kind of adapter multiplies a model's own"):
+        merge_adapters("dora.safetensors", "joined.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -322,5 +421,5 @@ def test_what_is_no_weighted_sum_of_adapters_is_refused(recipe: Any, law: str) -
 
 def test_types_that_hold_no_factors_are_refused() -> None:
     with pytest.raises(AdapterError, match="factors are written as F32, F16, BF16, F64, but got F8_E4M3") as caught:
-        JoinedAdapter([], None, None, {}, DType.F8_E4M3, {})
+        JoinedAdapter([], None, None, KOHYAS, DType.F8_E4M3)
     assert caught.value.hint == "dtype='fp16'"

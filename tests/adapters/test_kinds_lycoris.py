@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from remelt.adapters.change import Parts
 from remelt.adapters.kinds import kind_of
+from remelt.adapters.settings import Settings
 from remelt.core.tensor_info import TensorInfo
-from remelt.engine.tensors import FROM_TORCH
 from remelt.errors import AdapterError
+from remelt.tensors import FROM_TORCH
 
 modules = pytest.importorskip("lycoris.modules")
 wrapper = pytest.importorskip("lycoris.wrapper")
@@ -229,6 +230,17 @@ def test_a_file_is_read_as_lycoris_reads_it(name: str, shapes: dict[str, tuple[i
     layer = LAYERS[name]()
     tensors = {part: torch.randn(shape) for part, shape in shapes.items()} | {"alpha": torch.tensor(alpha)}
     agrees(loaded(layer, tensors), layer, change(tensors, layer.weight.detach()))
+
+
+@pytest.mark.parametrize("kind", ["LoConModule", "LohaModule", "LokrModule", "GLoRAModule"])
+def test_stabilised_ranks_count_once_whatever_the_header_says(kind: str) -> None:
+    """LyCORIS 4 stores an alpha with the root in it, but for GLoRA the one that was set: headers tell the same."""
+    layer = LAYERS["wide"]()
+    module = trained(kind, layer, lora_dim=2, alpha=3.0, rs_lora=True, **{"factor": 2} if "Lokr" in kind else {})
+    tensors = stored(module)
+    header = {"ss_network_args": '{"rs_lora": "True"}', "ss_network_alpha": "3.0"}
+    scale = Settings.of(None, header).scale("mid.layer", parts_of(tensors).infos, float(tensors["alpha"]))
+    agrees(module, layer, change(tensors, layer.weight.detach(), scale=scale))
 
 
 @pytest.mark.parametrize("part", ["lora", "hada", "lokr"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from remelt.adapters.change import Parts
 from remelt.adapters.kinds import kind_of
 from remelt.core.tensor_info import TensorInfo
-from remelt.engine.tensors import FROM_TORCH
+from remelt.tensors import FROM_TORCH
 
 peft = pytest.importorskip("peft")
 

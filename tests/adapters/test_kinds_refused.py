@@ -13,8 +13,8 @@ from torch import Tensor
 from remelt.adapters.change import Parts
 from remelt.adapters.kinds import kind_of
 from remelt.core.tensor_info import TensorInfo
-from remelt.engine.tensors import FROM_TORCH
 from remelt.errors import AdapterError
+from remelt.tensors import FROM_TORCH
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -180,9 +180,14 @@ def test_names_as_trainers_write_them(arch: str, name: str, key: str, share: tup
         ("double_blocks.3.processor.qkv_lora2.up.weight", "double_blocks.3.txt_attn.qkv", "lora_up.weight"),
         ("double_blocks.3.processor.proj_lora1.down.weight", "double_blocks.3.img_attn.proj", "lora_down.weight"),
         ("single_blocks.3.processor.proj_lora.down.weight", "single_blocks.3.linear2", "lora_down.weight"),
+        ("single_blocks.3.processor.qkv_lora.up.weight", "single_blocks.3.linear1", "lora_up.weight"),
         ("diffusion_model.blocks.3.diff_m", "diffusion_model.blocks.3.modulation", "diff"),
         ("diffusion_model.blocks.3.norm3.diff_b", "diffusion_model.blocks.3.norm3", "diff_b"),
         ("base_model.model.lm_head.weight", "base_model.model.lm_head", "set_weight"),
+        ("base_model.model.lm_head.modules_to_save.weight", "base_model.model.lm_head", "set_weight"),
+        ("base_model.model.lm_head.modules_to_save.default.bias", "base_model.model.lm_head", "set_bias"),
+        ("base_model.model.x.base_layer.bias", "base_model.model.x", "set_bias"),
+        ("base_model.model.x.ln_tuning_layers.weight", "base_model.model.x", "set_weight"),
         ("base_model.model.x.lora_embedding_A", "base_model.model.x", "lora_down.weight"),
     ],
 )  # fmt: skip
@@ -192,8 +197,10 @@ def test_parts_are_told_from_modules(key: str, name: str, part: str) -> None:
 
 
 def test_facts_that_names_tell_are_kept_as_options() -> None:
-    found = modules_of(infos("x.lora_embedding_A", "y.lora_magnitude_vector", "z.lora_A.weight"))
-    assert [one.options for one in found.values()] == [{"transposed": True}, {"magnitude_on_output": True}, {}]
+    keys = ("x.lora_embedding_A", "y.lora_magnitude_vector", "single_blocks.3.processor.qkv_lora.up.weight")
+    found = modules_of(infos(*keys, "z.lora_A.weight"))
+    told = [{"transposed": True}, {"magnitude_on_output": True}, {"of_first_rows": True}, {}]
+    assert [one.options for one in found.values()] == told
 
 
 def test_the_weight_beside_a_mark_of_inputs_is_that_of_ia3() -> None:

@@ -116,11 +116,20 @@ def test_a_magnitude_of_a_wrong_shape_is_refused() -> None:
     refused(rm.model("a") + style, f"{ATTENTION}: dora_scale [{WIDTH + 1}, 1] must be", "of another model")
 
 
-def test_a_factor_that_is_not_finite_fails_the_merge_and_leaves_no_file() -> None:
-    style = write(lora() | {f"{ATTENTION}.lora_up.weight": torch.full((WIDTH, 2), torch.nan)})
-    with pytest.raises(AdapterError, match=f"{ATTENTION}: lora_up.weight has numbers that are not finite"):
-        rm.merge(rm.model("a") + style, "out.safetensors")
-    assert not Path("out.safetensors").exists()
+def test_factors_that_are_not_finite_are_told_before_anything_is_written() -> None:
+    up, down = torch.full((WIDTH, 2), torch.nan), torch.full((2, WIDTH), torch.inf)
+    style = write(lora() | {f"{ATTENTION}.lora_up.weight": up} | lora(SECOND, SECOND_WIDTH))
+    other = write(lora() | {f"{ATTENTION}.lora_down.weight": down.half()}, "other")
+    with pytest.raises(AdapterError) as caught:
+        rm.merge(rm.model("a") + style + 0.5 * other, "out.safetensors")
+    assert caught.value.message.splitlines() == [
+        "adapters have numbers that are not finite:",
+        f"  style.safetensors  {ATTENTION}: lora_up.weight",
+        f"  other.safetensors  {ATTENTION}: lora_down.weight",
+    ]
+    assert sorted(path.name for path in Path().iterdir() if path.name.startswith("out")) == []
+    good = write(lora() | lora(SECOND, SECOND_WIDTH), "good")
+    rm.merge(rm.model("a") + rm.weighted_sum(good, style, alpha=0.0), "out.safetensors")  # which reads one alone
 
 
 def test_one_module_named_in_two_ways_is_refused() -> None:

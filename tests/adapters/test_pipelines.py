@@ -304,15 +304,26 @@ def test_names_of_old_attention_processors(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["flux"], indirect=True)
 def test_names_of_xlabs(case: Case, tmp_path: Path) -> None:
-    """Made of the attention of double blocks alone; no alpha."""
+    """Made of attention alone, and what follows it in blocks of one stream; no alpha."""
     streams = {"img_attn": "1", "txt_attn": "2"}
-    parts: dict[str, Tensor] = {}
+    layers: dict[str, Factors] = {}
     for key, one in by_originals(case).items():
         found = re.fullmatch(r"lora_unet_double_blocks_(\d)_(img_attn|txt_attn)_(qkv|proj)", key)
         if found:
-            start = f"double_blocks.{found[1]}.processor.{found[3]}_lora{streams[found[2]]}"
-            parts |= {f"{start}.up.weight": one.up * (one.alpha / len(one.down)), f"{start}.down.weight": one.down}
-    assert len(parts) == 2 * 2 * 4
+            layers[f"double_blocks.{found[1]}.processor.{found[3]}_lora{streams[found[2]]}"] = one
+    whole = case.lora["transformer"]
+    for block in range(2):
+        single, start = f"single_transformer_blocks.{block}", f"single_blocks.{block}.processor"
+        attention = [whole[f"{single}.attn.to_{way}"] for way in "qkv"]
+        width = len(attention[0].up)
+        pieces = [(one, Piece(name, 0, width)) for one, name in zip(attention, "qkv", strict=True)]
+        layers[f"{start}.qkv_lora"] = joined(pieces, (3 * width, width))
+        layers[f"{start}.proj_lora"] = whole[f"{single}.proj_out"]
+    assert len(layers) == 2 * 4 + 2 * 2
+    parts = {f"{name}.up.weight": one.up * (one.alpha / len(one.down)) for name, one in layers.items()}
+    parts |= {f"{name}.down.weight": one.down for name, one in layers.items()}
     file = tmp_path / "xlabs.safetensors"
     save_file(parts, file)
-    near(states(read_by_diffusers(case, file)), states(merged(case, file, tmp_path)))
+    due = states(read_by_diffusers(case, file))
+    for base in ("base", "base.safetensors"):
+        near(states(merged(case, file, tmp_path / base, base)), due)

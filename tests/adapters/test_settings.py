@@ -90,9 +90,47 @@ def test_diffusers_writes_a_configuration_for_each_component() -> None:
 
 
 @pytest.mark.parametrize(("told", "root"), [("True", True), ("true", True), (True, True), ("1", True), ("no", False)])
-def test_kohya_tells_of_stabilised_ranks_in_the_header(told: object, root: bool) -> None:
-    settings = Settings.of(None, {"ss_network_args": json.dumps({"rs_lora": told})})
+def test_an_alpha_of_lycoris_as_it_was_set_is_divided_by_the_root_of_the_rank(told: object, root: bool) -> None:
+    """LyCORIS before version 3 stores the alpha that was set; later ones what is to be divided by the rank itself."""
+    metadata = {"ss_network_args": json.dumps({"rs_lora": told, "conv_alpha": "5"}), "ss_network_alpha": "3.0"}
+    settings = Settings.of(None, metadata)
     assert settings.scale("lora_unet_mid", LORA, 3.0) == (3 / math.sqrt(4) if root else None)
+    assert settings.scale("lora_unet_mid", LORA, 6.0) is None
+    kernel = LORA | {"lora_down.weight": TensorInfo(DType.F16, (4, 8, 3, 3))}
+    assert settings.scale("lora_unet_mid", kernel, 5.0) == (5 / math.sqrt(4) if root else None)
+    assert settings.scale("lora_unet_mid", kernel, 3.0) is None
+
+
+@pytest.mark.parametrize("text", ["", "null", "None", '["a=1"]', '{"rs_lora": "True"}', "{"])
+def test_arguments_that_say_nothing_of_alpha_are_no_hindrance(text: str) -> None:
+    assert Settings.of(None, {"ss_network_args": text}).scale("lora_unet_mid", LORA, 3.0) is None
+
+
+def test_a_configuration_speaks_of_the_file_that_peft_names_alone(tmp_path: Path) -> None:
+    peft(tmp_path, r=4, lora_alpha=8)
+    for name, scale in (("adapter_model.safetensors", 2), ("adapter_model.bin", 2), ("style.safetensors", None)):
+        assert Settings.of(tmp_path / name, {}).scale(MODULE, LORA, None) == scale
+
+
+@pytest.mark.parametrize("begun", ["pissa", "pissa_niter_16", "PiSSA", "olora", "corda", "loftq", "lora_ga"])
+def test_a_difference_to_less_than_the_model_is_refused(begun: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=f"says init_lora_weights '{begun}': PEFT adds it to a model of which"):
+        peft(tmp_path, r=4, lora_alpha=8, init_lora_weights=begun)
+    with pytest.raises(AdapterError, match=f"says init_lora_weights '{begun}'"):
+        Settings.of(None, {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": begun})})
+
+
+@pytest.mark.parametrize("begun", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_other_ways_to_begin_make_no_difference(begun: object, tmp_path: Path) -> None:
+    settings = peft(tmp_path, r=4, lora_alpha=8, init_lora_weights=begun, layer_replication=None, use_qalora=False)
+    assert settings.scale(MODULE, LORA, None) == 2
+
+
+def test_what_is_no_plain_difference_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="its configuration has layer_replication, with which it is no plain"):
+        peft(tmp_path, r=4, layer_replication=[[0, 2], [1, 3]])
+    with pytest.raises(AdapterError, match="its configuration has use_qalora"):
+        peft(tmp_path, r=4, use_qalora=True)
 
 
 def test_facts_for_kinds_are_handed_on(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from remelt.archs.arch import find_arch
 from remelt.archs.dialects import Spelling, from_original
 from remelt.archs.shapes import flux_shapes, sd1_shapes, sdxl_shapes
 from remelt.core.tensor_info import TensorInfo
+from remelt.formats.memory import MemoryCheckpoint
 from remelt.recipe.adapter import adapter
+from remelt.tensors import describe_tensors
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -137,6 +139,20 @@ def test_adapters_of_different_ranks_joined_load_there_too(tuned: Tuned) -> None
     assert len(ours.keys() & theirs.keys()) > 100
 
 
+def test_peft_loads_what_was_extracted_of_a_denoiser(tuned: Tuned) -> None:
+    report = tuned.extract("peft")
+    pipe, ours = tuned.base(), tuned.applied(report.path)
+    (folder,) = {"unet", "transformer"} & set(parts_of(pipe))
+    before = {key: one.clone() for key, one in parts_of(pipe)[folder].state_dict().items()}
+    loaded = peft.PeftModel.from_pretrained(parts_of(pipe)[folder], report.path)
+    theirs = loaded.merge_and_unload().state_dict()
+    assert theirs.keys() == before.keys()
+    assert {key for key, one in theirs.items() if (one - ours[f"{folder}/{key}"]).abs().max() > 2e-6} == set()
+    changed = [key for key, one in before.items() if not torch.equal(theirs[key], one)]
+    assert len(changed) == sum(not name.startswith("base_model.model.text_encoder") for name in report.ranks)
+    assert len(changed) > 20
+
+
 @pytest.mark.parametrize("options", [{"rank": 4}, {"energy": 0.9}])
 def test_peft_loads_what_was_extracted(
     options: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,7 +249,8 @@ def test_the_header_tells_the_arch_and_the_ranks(tmp_path: Path) -> None:
 
 def test_diffusers_is_told_the_ranks_of_each_folder() -> None:
     ranks = {"unet.mid.to_q": 4, "unet.mid.to_k": 2, "text_encoder.text_model.encoder.fc1": 3}
-    for written in (Written("diffusers", find_arch("sdxl")), Written.like(["unet.mid.to_q.lora_A.weight"])):
+    like = MemoryCheckpoint(describe_tensors({"unet.mid.to_q.lora_A.weight": torch.zeros(2, 3)}, "style"))
+    for written in (Written("diffusers", find_arch("sdxl")), Written.like(like)):
         told = json.loads(written.metadata(ranks)["lora_adapter_metadata"])
         assert (told["unet.r"], told["unet.lora_alpha"], told["unet.rank_pattern"]) == (4, 4, {"mid.to_k": 2})
         assert told["unet.alpha_pattern"] == {"mid.to_k": 2}

@@ -88,8 +88,20 @@ def test_what_is_no_adapter_or_of_another_model_is_refused(here: dict[str, Tenso
         rm.verify_adapters("base", ["style"], "base", strengths=[1.0, 2.0])
     tensors = load_file("style.safetensors")
     save_file({f"lora_unet_nowhere{key[9:]}": tensor for key, tensor in tensors.items()}, "strange.safetensors")
-    with pytest.raises(AdapterError, match="3 of its 3 modules are none of the model's"):
+    with pytest.raises(AdapterError, match=r"strange: 3 of its 3 modules are none of the model's"):
         rm.verify_adapters("base", ["strange"], "base")
+
+
+def test_what_was_left_out_of_a_merge_may_be_left_out_of_its_verification(here: dict[str, Tensor]) -> None:
+    strange = {
+        f"lora_unet_nowhere.{key.partition('.')[2]}": one for key, one in load_file("subject.safetensors").items()
+    }
+    save_file(load_file("style.safetensors") | strange, "more.safetensors")
+    rm.merge(rm.model("base") + 0.8 * rm.adapter("more"), "out.safetensors", ignore_unused=True)
+    with pytest.raises(AdapterError, match="more: 1 of its 4 modules are none of the model's") as caught:
+        rm.verify_adapters("out", ["more"], "base", strengths=[0.8])
+    assert caught.value.hint == "--ignore-unused leaves them out"
+    assert not rm.verify_adapters("out", ["more"], "base", strengths=[0.8], ignore_unused=True).faults
 
 
 def test_a_merge_that_lacks_the_tensor_says_so(here: dict[str, Tensor]) -> None:

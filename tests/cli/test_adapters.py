@@ -46,7 +46,7 @@ def test_a_lora_is_extracted_applied_verified_merged_and_resized(remelt: Remelt)
     assert "wrote style.safetensors" in said
     assert "16 modules: 16 of rank 3" in said
     assert "100.00% of the difference's energy is kept" in said
-    assert "1 tensors differ, but are no linear maps or convolutions, and are left out" in said
+    assert "1 tensor differs, but is no linear map or convolution, and is left out" in said
     assert "model.diffusion_model.out.0.bias" in said or "conv_norm_out.bias" in said
 
     assert remelt("merge", "base", "--adapter", "style", 1, "-o", "again.safetensors")[0] == 0
@@ -89,6 +89,12 @@ def test_an_adapter_is_planned_before_it_is_merged(remelt: Remelt) -> None:
         ("extract-lora tuned base -o x --kind lokr --names peft", 2, "peft has no names for a LoKr"),
         ("merge base --adapter tuned 0.5 -o x", 3, "tuned.safetensors is no adapter"),
         ("merge base --adapter style much -o x", 2, "the strength of an adapter is a number, but got 'much'"),
+        ("merge base --adapter style nan -o x", 2, "the strength of an adapter is a number, but got 'nan'"),
+        ("merge-lora style style -s 1 -s inf -o x", 2, "a strength is a finite number, but got inf"),
+        ("verify tuned --adapter style --base base --strength nan", 2, "a strength is a finite number, but got nan"),
+        ("extract-lora tuned base -o x --kind lokr --rank 4", 3, "a LoKr has no rank"),
+        ("extract-lora tuned base -o x --rank 4 --factor 8", 3, "a LoRA has no factor, but a rank"),
+        ("extract-lora tuned base -o x.ckpt --rank 4 --names peft", 2, "results are written as safetensors"),
         ("merge-lora style base -o x", 3, "base.safetensors is a model, but adapters alone are joined"),
         ("merge-lora style style -s 1 -o x", 2, "there are 2 LoRAs, but 1 strengths"),
         ("resize-lora style -o x", 2, "a LoRA is resized to a rank, or to a share of its energy"),

@@ -18,10 +18,10 @@ import remelt as rm
 from remelt.engine import device_executor, native, native_executor, sweeps, torch_executor
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import Kernels
-from remelt.engine.tensors import FROM_TORCH
 from remelt.methods import METHODS
 from remelt.planning import cost
 from remelt.recipe.method import Mask, Number, Same, merge_method
+from remelt.tensors import FROM_TORCH
 
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="not built"))
 EXECUTORS = ["torch", "device", NATIVE]
@@ -195,7 +195,7 @@ def use_tiles(patch: pytest.MonkeyPatch, tile: int) -> None:
     patch.setattr(cost, "TILE", tile)
     patch.setattr(cost, "SMALLEST_TILE", min(tile, cost.SMALLEST_TILE))
     patch.setattr(native_executor, "SLICE", tile)
-    patch.setattr(native_executor, "_COPIED", tile)
+    patch.setattr(native_executor, "COPIED", tile)
     patch.setattr(device_executor, "DEVICE_TILE", tile)
     patch.setattr(torch_executor, "_TILE", tile)
     patch.setattr(torch_executor.DirectExecutor, "tile", tile)

@@ -68,6 +68,10 @@ def test_only_what_is_not_by_default_is_written() -> None:
         ({"energy": 0.0}, "a share of the energy is above 0, and 1 at most, but got 0"),
         ({"energy": 1.5}, "a share of the energy is above 0, and 1 at most, but got 1.5"),
         ({"rank": 4, "kind": "loha"}, "an adapter is written as lora or lokr, but got 'loha'"),
+        ({"rank": 4, "kind": "lokr"}, "a LoKr has no rank: it is the nearest product of two matrices"),
+        ({"energy": 0.5, "kind": "lokr"}, "a LoKr has no rank"),
+        ({"rank": 4, "factor": 8}, "a LoRA has no factor, but a rank"),
+        ({"kind": "lokr", "factor": 0}, "a factor is 1 or more, or -1 for the roots of the sides, but got 0"),
         ({"rank": 4, "names": "koyha"}, "names of modules are those of kohya, diffusers, peft, but got 'koyha'"),
     ],
 )

@@ -31,12 +31,7 @@ class Parts:
 
 
 class Change(ABC):
-    """The change of one tensor; rows are asked for from several threads.
-
-    ``needs_base`` where it depends on the tensor that is changed.
-    """
-
-    needs_base: bool = False
+    """The change of one tensor, by rows, which several threads ask for, with the model's own if the kind needs them."""
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """Two matrices whose product it is, where it is one."""

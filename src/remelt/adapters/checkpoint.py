@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,24 +25,13 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import AdapterError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.pieced import PiecedCheckpoint
+from remelt.tensors import TORCH, bytes_of, tensor_over
 
 _OPENED = 4
 """Changes whose factors are held: those of the tensors that threads are at, and some more."""
+_COPIES, _COPIES_OF_BASE = 2, 6
+"""How often the rows of a change are in memory while they are computed, without those of the model and with them."""
 _SHOWN = 5
-_STORED = {
-    DType.F64: torch.float64,
-    DType.F32: torch.float32,
-    DType.F16: torch.float16,
-    DType.BF16: torch.bfloat16,
-    DType.F8_E4M3: torch.float8_e4m3fn,
-    DType.F8_E5M2: torch.float8_e5m2,
-    DType.I64: torch.int64,
-    DType.I32: torch.int32,
-    DType.I16: torch.int16,
-    DType.I8: torch.int8,
-    DType.U8: torch.uint8,
-    DType.BOOL: torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,9 @@ class Entry:
 
 class ChangesCheckpoint(Checkpoint):
     """The changes that an adapter makes to a model's tensors; keys tell the dialect first. What it leaves is zero."""
+
+    scratch = 2**24
+    """Measured: buffers of the library that multiplies matrices, and what the allocator keeps of rows."""
 
     def __init__(
         self,
@@ -125,6 +117,30 @@ class ChangesCheckpoint(Checkpoint):
         """Where the first part of the change lies."""
         entry = self.entries.get(key)
         return (0, 0) if entry is None else self.adapter.position(entry.first)
+
+    def beside(self, key: str, elements: int) -> int:
+        """The rows that hold those elements, in as many copies as are made of them."""
+        info, entry = self.tensors[key], self.entries.get(key)
+        width = info.numel // max(info.shape[0] if info.shape else 1, 1)
+        rows = min(elements + 2 * width, info.numel) * info.dtype.itemsize
+        if entry is None:
+            return rows
+        return rows * (_COPIES_OF_BASE if entry.kind.asks_base(entry.parts) else _COPIES)
+
+    @property
+    def held(self) -> int:
+        """The factors of the changes that are open, and of one that is being opened, in two types more."""
+        sizes = (
+            sum(info.numel for info in entry.parts.infos.values()) * self._dtype.itemsize
+            for entry in self.entries.values()
+        )
+        largest = heapq.nlargest(_OPENED, sizes)
+        return sum(largest) + 2 * sum(largest[:1])
+
+    @property
+    def stored(self) -> DType:
+        """The type of the adapter's factors; alpha may have one of its own."""
+        return max(self.adapter.tensors.values(), key=lambda info: info.numel).dtype
 
     @property
     def needs_base(self) -> bool:
@@ -206,6 +222,8 @@ def _entries(
 
     alpha = float(read("alpha").double().reshape(-1)[0]) if "alpha" in infos and infos["alpha"].nbytes else None
     options = settings.options(module.name) | module.options
+    if layouts.is_own:  # then modules are as the adapter has them
+        options.pop("fan_in_fan_out", None)
     found = []
     for kind, target, used in kind_of(infos, module.name):
         key = layouts.key_of(named, target)
@@ -264,13 +282,6 @@ def _infos(layouts: Layouts, name: str) -> TensorInfo:
 
 def tensor_of(data: memoryview, dtype: DType) -> Tensor:
     """Stored numbers as a tensor of one dimension, copied; `AdapterError` for types that nothing in adapters has."""
-    stored = _STORED.get(dtype)
-    if stored is None:
+    if dtype not in TORCH:
         raise AdapterError(f"the parts of adapters are numbers, but some are {dtype}")
-    return torch.frombuffer(bytearray(data), dtype=stored) if len(data) else torch.empty(0, dtype=stored)
-
-
-def bytes_of(values: Tensor) -> memoryview:
-    """A tensor's numbers in a row, as bytes."""
-    flat: Any = values.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(flat)
+    return tensor_over(data, dtype).clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import threading
 from collections import OrderedDict
@@ -12,18 +13,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remelt.adapters.checkpoint import ChangesCheckpoint, Entry, bytes_of
+from remelt.adapters.checkpoint import ChangesCheckpoint, Entry
 from remelt.adapters.extraction import ALPHA, lora_shapes
 from remelt.adapters.factors import Factors, joined, truncated
+from remelt.adapters.kinds.common import option
+from remelt.adapters.kinds.lora import is_turned
+from remelt.adapters.written import Written
 from remelt.core.dtype import DType
 from remelt.core.pieces import Converted
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import AdapterError
 from remelt.formats.checkpoint import Checkpoint
+from remelt.tensors import TORCH, bytes_of
 
 _HELD = 4
 """Modules whose factors are held: each is asked for by part."""
-_STORED = {DType.F32: torch.float32, DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F64: torch.float64}
+_WRITTEN = (DType.F32, DType.F16, DType.BF16, DType.F64)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Term:
     changes: ChangesCheckpoint
     strength: float
     made: Mapping[str, Converted] = field(default_factory=dict)
+    label: str = "the adapter"
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Share:
         if found is None:
             parts = ", ".join(sorted(self.entry.parts.infos))
             raise AdapterError(
-                f"{self.entry.parts.module}: {self.entry.kind.name} of {parts} is no product of two factors",
+                f"{self.term.label}: {self.entry.parts.module}: {self.entry.kind.name} of {parts} is no product of two "
+                "factors",
                 hint="to_lora(..., rank=32) of it is computed from the difference as a whole",
             )
         up, down = found[0].double() * self.term.strength, found[1].double()
@@ -74,6 +81,8 @@ class Share:
 
 class JoinedAdapter(Checkpoint):
     """The weighted sum of adapters that are products of factors, as an adapter; modules keep the first one's names.
+
+    ``written`` has the names of their parts; without ``has_alpha`` the product of the factors is taken as it is.
 
     Without ``rank`` and ``energy`` it is exact: ranks add up. Else each module keeps the nearest product of that rank,
     or of the least that keeps that share of its energy. ``shares`` has what each keeps. What comes to nothing is left
@@ -89,16 +98,18 @@ class JoinedAdapter(Checkpoint):
         terms: Sequence[Term],
         rank: int | None,
         energy: float | None,
-        parts: Mapping[str, str],
+        written: Written,
         dtype: DType,
-        metadata: Mapping[str, str],
+        *,
+        has_alpha: bool = True,
     ) -> None:
-        if dtype not in _STORED:
-            known = ", ".join(map(str, _STORED))
+        if dtype not in _WRITTEN:
+            known = ", ".join(map(str, _WRITTEN))
             raise AdapterError(f"factors are written as {known}, but got {dtype}", hint="dtype='fp16'")
         self._terms = [term for term in terms if term.strength != 0.0]
-        self._rank, self._energy, self._parts = rank, energy, dict(parts)
-        self.metadata = self.inherited = metadata
+        self._rank, self._energy, self._written = rank, energy, written
+        self._has_alpha = has_alpha and "alpha" in written.parts()
+        self.metadata: dict[str, str] = {}
         self._lock = threading.Lock()
         self._held: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self._shares = shares_of(self._terms)
@@ -125,10 +136,12 @@ class JoinedAdapter(Checkpoint):
             return
         self.shares[name], self.ranks[name], self.keys[name] = factors.share, factors.rank, entry.key
         self.energies[name] = factors.energy
-        for part, shape in lora_shapes(entry.shape, factors.rank).items():
-            if part in self._parts:
-                self.tensors[f"{name}.{self._parts[part]}"] = TensorInfo(dtype, shape)
-                self._places[f"{name}.{self._parts[part]}"] = key, part
+        parts = self._written.parts(of_embedding=bool(option(entry.parts, "transposed")))
+        shape = entry.shape[::-1] if is_turned(entry.parts, entry.shape) else entry.shape
+        for part, size in lora_shapes(shape, factors.rank).items():
+            if part in parts and (part != "alpha" or self._has_alpha):
+                self.tensors[f"{name}.{parts[part]}"] = TensorInfo(dtype, size)
+                self._places[f"{name}.{parts[part]}"] = key, part
 
     def _factors(self, key: str) -> Factors:
         """The factors of one module, in float64."""
@@ -140,22 +153,36 @@ class JoinedAdapter(Checkpoint):
     def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
         """The bytes of a part; all parts of its module are made together."""
         place, part = self._places[key]
-        data = bytes_of(self._made(place)[part].to(_STORED[self.tensors[key].dtype]))
+        data = bytes_of(self._made(place)[part].to(TORCH[self.tensors[key].dtype]))
         return data[start : len(data) if stop is None else stop]
 
     def _made(self, key: str) -> dict[str, Tensor]:
         with self._lock:
             if key not in self._held:
                 factors = self._factors(key)
-                weight = math.sqrt(factors.rank / ALPHA) if "alpha" in self._parts else 1.0
+                weight = math.sqrt(factors.rank / ALPHA) if self._has_alpha else 1.0
+                turned = is_turned(self._entries[key].parts, self._entries[key].shape)
+                up, down = (factors.down.T, factors.up.T) if turned else (factors.up, factors.down)
                 self._held[key] = {
-                    "up": factors.up * weight,
-                    "down": factors.down * weight,
+                    "up": up * weight,
+                    "down": down * weight,
                     "alpha": torch.tensor(float(ALPHA), dtype=torch.float64),
                 }
                 while len(self._held) > _HELD:
                     self._held.popitem(last=False)
             return self._held[key]
+
+    def beside(self, key: str, elements: int) -> int:
+        """A part as it is stored; those of its module are held."""
+        return self.tensors[key].nbytes
+
+    @property
+    def held(self) -> int:
+        """The parts of modules in float64, and what they are made of."""
+        sizes: dict[str, int] = {}
+        for name, (key, _) in self._places.items():
+            sizes[key] = sizes.get(key, 0) + self.tensors[name].numel * DType.F64.itemsize
+        return sum(heapq.nlargest(_HELD, sizes.values())) + sum(term.changes.held for term in self._terms)
 
     def position(self, key: str) -> tuple[int, int]:
         """The order of the parts."""

@@ -39,7 +39,10 @@ _OTHERWISE = {
     r"lora_embedding_B(?:\.[^.]+)?": _UP,
 }
 _OPTIONS = {"_embedding_": "transposed", "lora_magnitude_vector": "magnitude_on_output"}
-"""What else the names of some parts say: vectors by column, as of PEFT's embeddings; magnitudes of outputs."""
+"""What else the names of some parts say: vectors by column, as of PEFT's embeddings; magnitudes of outputs.
+
+``of_first_rows`` is said of queries, keys and values of XLabs' that are the first rows of the model's matrix.
+"""
 _PLAIN = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, sorted(_AS_THEY_ARE, key=len, reverse=True)))})(?:\.default)?")
 _PATTERNS = [(re.compile(rf"(.+?)\.{pattern}"), part) for pattern, part in _OTHERWISE.items()]
 _PROCESSOR = re.compile(r"(?P<module>.+)\.processor\.(?P<layer>to_[qkv]|to_out)_lora\.(?P<way>up|down)\.weight")
@@ -52,8 +55,10 @@ _XLABS = re.compile(
 _OF_PEFT = "base_model.model."
 _COPIED = re.compile(r".+\.base_layer\.weight")
 """What PEFT keeps beside the parts of an embedding: the model's own tensor, which it does not train."""
-_SAVED = re.compile(rf"({re.escape(_OF_PEFT)}.+)\.(?:modules_to_save\.)?weight")
-"""What PEFT trains whole."""
+_SAVED = re.compile(
+    rf"({re.escape(_OF_PEFT)}.+?)(?:\.base_layer|\.(?:modules_to_save|ln_tuning_layers)(?:\.default)?)?\.(weight|bias)"
+)
+"""What PEFT trains whole: modules, norms, and with ``bias`` the biases of layers."""
 
 PLACES: dict[str, tuple[str, ...]] = {
     "lora_unet_": ("unet", "transformer"),
@@ -158,21 +163,28 @@ def _told(key: str) -> tuple[str, str, str] | None:
     if found := _MODULATION.fullmatch(key):
         return f"{found[1]}.modulation", "diff", ""
     if found := _XLABS.fullmatch(key):
-        return _of_xlabs(found), _UP if found["way"] == "up" else _DOWN, ""
+        module, option = _of_xlabs(found)
+        return module, _UP if found["way"] == "up" else _DOWN, option
     if found := _PLAIN.fullmatch(key):
         return found[1], found[2], ""
     for pattern, part in _PATTERNS:
         if found := pattern.fullmatch(key):
             return found[1], part, next((said for word, said in _OPTIONS.items() if word in pattern.pattern), "")
     found = _SAVED.fullmatch(key)
-    return None if found is None else (found[1], "set_weight", "")
+    return None if found is None else (found[1], f"set_{found[2]}", "")
 
 
-def _of_xlabs(found: re.Match[str]) -> str:
-    """What XLabs' trainer of Flux means: numbered by the stream that an attention is of."""
-    if not found["stream"]:
-        return f"{found['block']}.{'linear2' if found['layer'] == 'proj' else 'qkv'}"
-    return f"{found['block']}.{'img' if found['stream'] == '1' else 'txt'}_attn.{found['layer']}"
+def _of_xlabs(found: re.Match[str]) -> tuple[str, str]:
+    """What XLabs' trainer of Flux means: numbered by the stream that an attention is of.
+
+    Blocks of one stream have queries, keys and values in the first rows of a matrix.
+    """
+    block, layer = found["block"], found["layer"]
+    if found["stream"]:
+        return f"{block}.{'img' if found['stream'] == '1' else 'txt'}_attn.{layer}", ""
+    if "single_blocks." not in block:
+        return f"{block}.{layer}", ""
+    return (f"{block}.linear2", "") if layer == "proj" else (f"{block}.linear1", "of_first_rows")
 
 
 def _paths(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from remelt.adapters.names import AdapterModule, modules_of
@@ -56,6 +56,8 @@ class Layouts:
     """By dialect, the tensors of the original one."""
     names: dict[str, list[Named]] = field(default_factory=dict)
     """By a module's path with underscores for dots, what it may mean: keys without what says weight or bias."""
+    is_own: bool = False
+    """Whether they are told by adapters alone."""
 
     @staticmethod
     def of(arch: Arch | None, tensors: Mapping[str, TensorInfo]) -> Layouts:
@@ -72,29 +74,32 @@ class Layouts:
         return found
 
     @staticmethod
-    def own(adapters: Sequence[Mapping[str, TensorInfo]]) -> Layouts:
-        """What LoRAs tell by themselves of the model that they change: its modules by their own names, and shapes.
+    def of_adapters() -> Layouts:
+        """What is to be told by adapters alone: nothing yet."""
+        return Layouts({ORIGINAL: {}}, {ORIGINAL: {}}, is_own=True)
 
-        Raises `AdapterError` where one is of another kind: then only the model tells.
+    def learn(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """Take from a LoRA what it tells of the model that it changes: its modules by their own names, and shapes.
+
+        Raises `AdapterError` where it is of another kind: then only the model tells.
         """
-        found = Layouts({ORIGINAL: {}}, {ORIGINAL: {}})
-        for tensors in adapters:
-            for module in modules_of(tensors).values():
-                if found.find(module) is not None:
-                    continue
-                up, down = (module.parts.get(part) for part in ("lora_up.weight", "lora_down.weight"))
-                if up is None or down is None or len(tensors[up].shape) < 2 or module.options:
-                    raise AdapterError(
-                        f"{module.name} does not tell the shape of the model's tensor", hint="name the model: base="
-                    )
-                key = f"{module.name}{_WEIGHT}"
-                info = TensorInfo(DType.F32, (tensors[up].shape[0], *tensors[down].shape[1:]))
-                found.tensors[ORIGINAL][key] = info
-                found.originals[ORIGINAL][key] = _itself(key, info)
-                for path, places in module.paths:
-                    named = Named(ORIGINAL, module.name, places[0] if places else "")
-                    found.names.setdefault(path, []).append(named)
-        return found
+        for module in modules_of(tensors).values():
+            if self.find(module) is not None:
+                continue
+            up, down = (module.parts.get(part) for part in ("lora_up.weight", "lora_down.weight"))
+            strange = set(module.options) - {"transposed"}
+            if up is None or down is None or len(tensors[up].shape) < 2 or strange:
+                raise AdapterError(
+                    f"{module.name} does not tell the shape of the model's tensor", hint="name the model: base="
+                )
+            key = f"{module.name}{_WEIGHT}"
+            shape = (tensors[up].shape[0], *tensors[down].shape[1:])
+            info = TensorInfo(DType.F32, shape[::-1] if module.options else shape)
+            self.tensors[ORIGINAL][key] = info
+            self.originals[ORIGINAL][key] = _itself(key, info)
+            for path, places in module.paths:
+                named = Named(ORIGINAL, module.name, places[0] if places else "")
+                self.names.setdefault(path, []).append(named)
 
     def _add(self, arch: Arch, dialect: str, tensors: Mapping[str, TensorInfo]) -> None:
         spelling = Spelling(dialect)

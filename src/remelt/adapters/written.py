@@ -6,11 +6,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from remelt.adapters.extraction import ALPHA
+from remelt.adapters.settings import Settings
 from remelt.archs.arch import Arch
 from remelt.archs.dialects import ORIGINAL
+from remelt.formats.checkpoint import Checkpoint
 
 _LIKE_DIFFUSERS = ("sd1", "sd2", "sdxl")
 """Archs whose modules kohya's trainer, or what reads its files, names as diffusers does."""
@@ -29,6 +32,8 @@ _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "s
 _ENCLOSED = "transformer."
 """What a single file puts a text encoder of transformers into."""
 WEIGHT = ".weight"
+_STILL_TRUE = ("task_type", "base_model_name_or_path", "revision", "auto_mapping", "fan_in_fan_out")
+"""What a configuration of PEFT says of the model that is changed, whatever the adapter's ranks."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,16 @@ class Written:
     arch: Arch | None
     own: bool = False
     """Whether keys are an adapter's own names of modules."""
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """PEFT's configuration of the adapter whose names they are."""
 
     @staticmethod
-    def like(keys: Iterable[str]) -> Written:
-        """By the names of another adapter, as they are."""
-        return Written("diffusers" if any(".lora_A." in key for key in keys) else "kohya", None, own=True)
+    def like(adapter: Checkpoint) -> Written:
+        """By the names of another adapter, as they are; as PEFT's where it has a configuration."""
+        if not any(".lora_A." in key or ".lora_embedding_A" in key for key in adapter.tensors):
+            return Written("kohya", None, own=True)
+        before = Settings.of(adapter.path, adapter.metadata).configs.get("", {})
+        return Written("peft" if before else "diffusers", None, True, before)
 
     @staticmethod
     def of(names: str | None, arch: Arch | None) -> Written:
@@ -55,8 +65,8 @@ class Written:
         """The dialect whose keys are named; None for the model's own."""
         if self.arch is None or not any(component.dialects for component in self.arch.components):
             return None
-        if self.names == "diffusers" or (self.names == "kohya" and self.arch.name in _LIKE_DIFFUSERS):
-            return "diffusers"
+        if self.names != "kohya" or self.arch.name in _LIKE_DIFFUSERS:
+            return "diffusers"  # PEFT wraps the modules of diffusers and transformers
         return ORIGINAL
 
     def module(self, key: str) -> str | None:
@@ -72,16 +82,18 @@ class Written:
         folder, path = self._placed(key.removesuffix(WEIGHT))
         if folder.endswith("vae"):
             return None
-        if self.names == "peft":
-            return f"{_PEFT}{path}"
+        if self.names == "peft":  # of one component, as a rule the denoiser
+            return f"{_PEFT}{path}" if folder in ("", *_DENOISERS) else f"{_PEFT}{folder}.{path}"
         if self.names == "diffusers":
             return f"{folder}.{path}" if folder else path
         if folder.startswith("text_encoder"):
             path = path.removeprefix(_ENCLOSED)
         return self._kohya(folder) + path.replace(".", "_")
 
-    def parts(self) -> Mapping[str, str]:
-        """What the parts of a module are called that remelt writes."""
+    def parts(self, *, of_embedding: bool = False) -> Mapping[str, str]:
+        """What the parts of a module are called that remelt writes; PEFT has other names for tables of vectors."""
+        if of_embedding:
+            return {"up": "lora_embedding_B", "down": "lora_embedding_A"}
         if self.names == "kohya":
             return {"up": "lora_up.weight", "down": "lora_down.weight", "alpha": "alpha"}
         return {"up": "lora_B.weight", "down": "lora_A.weight"}
@@ -104,7 +116,7 @@ class Written:
             found["modelspec.sai_model_spec"] = "1.0.1"
         return found
 
-    def config(self, ranks: Mapping[str, int]) -> bytes | None:
+    def config(self, ranks: Mapping[str, int]) -> dict[str, object] | None:
         """PEFT's configuration, which stands beside the file; None for other names."""
         if self.names != "peft":
             return None
@@ -116,7 +128,8 @@ class Written:
             "inference_mode": True,
         }
         told |= {"bias": "none", "lora_dropout": 0.0, "fan_in_fan_out": False, "use_rslora": False, "use_dora": False}
-        return (json.dumps(told | self._config(inside), indent=2, sort_keys=True) + "\n").encode()
+        told |= {name: self.before[name] for name in _STILL_TRUE if name in self.before}
+        return told | self._config(inside)
 
     def _of_folders(self, ranks: Mapping[str, int]) -> dict[str, str]:
         """Diffusers' configurations, one for each folder; none where modules do not say of which they are.

@@ -1,10 +1,9 @@
-"""Results that are adapters: the tasks of a difference's weights, each turned into that of its factors."""
+"""The tasks of a difference's weights, each turned into that of its factors, or of what is to be known of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from remelt.adapters.extraction import (
@@ -17,24 +16,15 @@ from remelt.adapters.extraction import (
     squared,
     squares_count,
 )
-from remelt.adapters.settings import CONFIG
 from remelt.adapters.written import WEIGHT, Written
-from remelt.api.adapter_views import own_keys
-from remelt.api.outputs import SUFFIX, refuse_output
-from remelt.check.inputs import Input
 from remelt.check.keys import KeyReport, Task
 from remelt.check.program import Apply, Constant, Item, Output, Program, Register
-from remelt.check.report import fold_keys
-from remelt.check.spaces import name_of
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.errors import OptionError, RecipeError
-from remelt.formats.layout import OutputLayout, file_layout, folder_layout
-from remelt.planning.plan import PlannedOutput
+from remelt.errors import OptionError
 from remelt.recipe.adapter import AdapterForm
 from remelt.recipe.method import Method
 
-_PEFT_WEIGHTS = "adapter_model"
 _TABLES = frozenset(
     {"token_embedding", "position_embedding", "positional_embedding", "embed_tokens", "embed_positions", "wte", "wpe"}
     | {"word_embeddings", "position_embeddings", "token_type_embeddings", "shared", "relative_attention_bias"}
@@ -47,16 +37,21 @@ _LOKR = {"w1": "lokr_w1", "w2": "lokr_w2", "alpha": "alpha"}
 class AdapterOutput:
     """How a difference becomes an adapter; ``ranks`` are those of keys where they were found before.
 
-    Once tasks are made, ``modules`` has the rank of each module by its name, ``keys`` the weight that each is of, and
-    ``left`` the keys of the difference that have no place in it.
+    ``dtype`` is that of its factors, by default of the difference. Once tasks are made, ``modules`` has the rank of
+    each module by its name, ``keys`` the weight that each is of, ``left`` the keys of the difference that have no place
+    in it, and ``measured`` those that have, where that is what the tasks are for.
     """
 
     form: AdapterForm
     written: Written
     ranks: Mapping[str, int] | None = None
+    dtype: DType | None = None
+    deltas: frozenset[int] = frozenset()
+    """Inputs that are differences: a copy of one is one, and not what is never merged."""
     modules: dict[str, int] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    measured: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.form.kind == "lokr" and self.written.names != "kohya":
@@ -64,11 +59,6 @@ class AdapterOutput:
 
     def tasks(self, report: KeyReport) -> KeyReport:
         """The report with a task for the factors of every weight; what has no factors is left out, and noted."""
-        if self.form.kind == "lora" and self.form.rank is None and self.ranks is None:
-            raise OptionError(
-                "a rank by energy is found when the difference is computed, not when it is planned",
-                hint="remelt extract-lora does both",
-            )
         made = _Tasks()
         tasks = []
         for task in report.tasks:
@@ -84,12 +74,12 @@ class AdapterOutput:
             )
         ((root, key, info),) = task.outputs
         name = self.written.module(key)
-        if not self._has_factors(key, info) or name is None or task.copy:
+        if not self._has_factors(key, info) or name is None or self._is_kept(task):
             self.left.append(key)
             return None
         if self.ranks is not None and key not in self.ranks:
             return None
-        dtype = info.dtype
+        dtype = self.dtype or info.dtype
         self.keys[name] = key
         if self.form.kind == "lokr":
             self.modules[name] = 0
@@ -105,20 +95,26 @@ class AdapterOutput:
         values = {"rank": rank, "alpha": ALPHA if "alpha" in parts else rank}
         return made.of(task, METHODS["lora"], values, names, shapes, root, dtype)
 
+    def _is_kept(self, task: Task) -> bool:
+        """Whether a task only takes a model's tensor over, which is no difference."""
+        return task.copy and not any(load.input in self.deltas for load in task.program.loads)
+
     def _has_factors(self, key: str, info: TensorInfo) -> bool:
         """Whether a weight is that of a linear map or a convolution, as loaders know."""
         module = key.removesuffix(WEIGHT).rpartition(".")[2]
         return len(info.shape) > 1 and min(matrix_sides(info.shape)) > 1 and module not in _TABLES
 
-    def measuring(self, report: KeyReport) -> KeyReport:
-        """The report with a task for the singular values of every weight that has factors, and the norm of others."""
+    def measuring(self, report: KeyReport, *, energy: bool) -> KeyReport:
+        """The report with a task for the norm of every weight, or for its singular values with ``energy``."""
         made = _Tasks()
         tasks = []
         for task in report.tasks:
             ((root, key, info),) = task.outputs if len(task.outputs) == 1 else [(0, "", TensorInfo(DType.F32, ()))]
-            if task.copy or not info.dtype.is_float or not key:
+            if self._is_kept(task) or not info.dtype.is_float or not key:
                 continue
-            if self.written.module(key) is not None and self._has_factors(key, info):
+            has_factors = self.written.module(key) is not None and self._has_factors(key, info)
+            self.measured |= {key} if has_factors else set()
+            if has_factors and energy:
                 kind, factor = self.form.kind, self.form.factor
                 shapes = {"squares": (squares_count(kind, info.shape, factor),)}
                 values = {"factor": factor} if kind == "lokr" else {}
@@ -167,68 +163,3 @@ def _program(
     items = tuple(Item(call, part) for part in shapes)
     outputs = tuple(Output(0, part, call + 1 + place, dtype, None) for place, part in enumerate(shapes))
     return Program((*program.instructions, applied, *items), outputs, (*program.shapes, None, *shapes.values()))
-
-
-class Adapted:
-    """A result that is asked to be an adapter, on its way to a plan."""
-
-    def __init__(self, form: AdapterForm, ranks: Mapping[str, int] | None, measures: bool) -> None:
-        self.form, self.ranks, self.measures = form, ranks, measures
-        self.output: AdapterOutput | None = None
-
-    def refuse_others(self, count: int, mass: float | None) -> None:
-        """Raise `RecipeError` where it is one of several results that are merged together, or no difference."""
-        if count > 1:
-            raise RecipeError(
-                "recipes that share models are merged together, but one of them is to be an adapter",
-                hint="merge it by itself",
-            )
-        if name_of(mass) != "delta":
-            hint = "to_lora(tuned - base, rank=32)"
-            raise RecipeError("an adapter is made of a difference, but this is a model", hint=hint)
-
-    def settle(self, first: Input) -> str | None:
-        """Choose the names by the arch of the first model; the dialect of which they are made."""
-        written = Written.of(self.form.names, first.detection.arch)
-        if first.adapter is not None and first.detection.arch is None:
-            written = Written.like(own_keys(first))
-        self.output = AdapterOutput(self.form, written, self.ranks)
-        return self.made.written.dialect
-
-    @property
-    def made(self) -> AdapterOutput:
-        """The output, once its names are chosen."""
-        assert self.output is not None
-        return self.output
-
-    def tasks(self, report: KeyReport) -> KeyReport:
-        """The tasks of the difference, turned into those of its factors, or of what is to be known of them."""
-        return self.made.measuring(report) if self.measures else self.made.tasks(report)
-
-    def path(self, asked: Path, *, overwrite: bool) -> Path:
-        """Where it goes: a file; PEFT's adapters are folders, unless a file is asked for."""
-        if asked.suffix == SUFFIX or self.made.written.names == "peft":
-            return asked
-        found = asked.with_name(asked.name + SUFFIX)
-        refuse_output(found, overwrite)
-        return found
-
-    def lay_out(self, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], path: Path) -> OutputLayout:
-        """One file, or for PEFT a folder."""
-        told = {**metadata, **self.made.written.metadata(self.made.modules)}
-        if path.suffix == SUFFIX:
-            return OutputLayout(files=(file_layout(tensors, told, path.name),), indexes=(), is_folder=False)
-        return folder_layout(tensors, told, max_shard_size=None, weight_names={"": _PEFT_WEIGHTS})
-
-    def companions(self, output: PlannedOutput) -> Iterator[tuple[bytes, str]]:
-        """PEFT's configuration, in a folder."""
-        config = self.made.written.config(self.made.modules)
-        if config is not None and output.layout is not None and output.layout.is_folder:
-            yield config, CONFIG
-
-    def warnings(self) -> Iterator[str]:
-        """What the adapter does not hold."""
-        left = self.made.left
-        if left and self.ranks is None and not self.measures:
-            told = "where they differ, they are left out"
-            yield f"{len(left)} tensors are no linear maps or convolutions: {told}: {fold_keys(left)}"

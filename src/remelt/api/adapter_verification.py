@@ -60,6 +60,7 @@ def verify_adapters(
     base: PathLike,
     *,
     strengths: Sequence[float] | None = None,
+    ignore_unused: bool = False,
     models_dirs: Sequence[PathLike] = (),
 ) -> LandedAdapters:
     """Tell by which strength each adapter is in each tensor of a merge of one base and those adapters.
@@ -67,7 +68,8 @@ def verify_adapters(
     ``strengths`` are those that it should be, one for each; without them all tensors must show one and the same. Where
     a tensor does not show it, within what rounding to the file's type explains, that is a fault. Nothing is held whole.
 
-    Raises `AdapterError` where an adapter is none of that model's.
+    Raises `AdapterError` where an adapter is none of that model's, or has modules that it lacks; with
+    ``ignore_unused`` the latter are left out.
     """
     if strengths is not None and len(strengths) != len(adapters):
         raise OptionError(f"there are {len(adapters)} adapters, but {len(strengths)} strengths", hint="one for each")
@@ -85,7 +87,11 @@ def verify_adapters(
             given = opened(name)
             if not is_adapter(given.checkpoint.tensors):
                 raise AdapterError(f"{given.label} is no adapter: its tensors are those of a model")
-            views.append(changes_of(given.checkpoint, before.layouts, before.in_dialect))
+            try:
+                view = changes_of(given.checkpoint, before.layouts, before.in_dialect, ignore_unused=ignore_unused)
+            except AdapterError as error:
+                raise AdapterError(f"{given.label}: {error.message}", hint=error.hint) from None
+            views.append(view)
         result = LandedAdapters(tuple(Path(str(name)).name for name in adapters))
         _land(there.original, before.original, views, strengths, result)
     return result

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from remelt.adapters.checkpoint import ChangesCheckpoint, changes_of
 from remelt.adapters.pairing import Layouts
+from remelt.adapters.written import Written
 from remelt.archs.detect import Detection
 from remelt.archs.dialects import IN_FULL, ORIGINAL, Spelling, from_original, to_original
 from remelt.check.inputs import Input
@@ -16,6 +18,8 @@ from remelt.core.dtype import DType
 from remelt.errors import AdapterError, Problem
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.pieced import PiecedCheckpoint
+
+_SHOWN = 5
 
 
 class Changed:
@@ -60,7 +64,7 @@ def with_adapters(
     models.sort(key=lambda index: inputs[index].model.space != "weight")
     weights = [index for index in models if inputs[index].model.space == "weight"]
     changed: dict[int, Changed] = {}
-    own: Layouts | None = None
+    own = Layouts.of_adapters()
     dtype = torch.float64 if compute is DType.F64 else torch.float32
     for index, given in inputs.items():
         if given.adapter is None:
@@ -68,8 +72,8 @@ def with_adapters(
         base = bases.get(index) or next((inputs[one] for one in models), None)
         try:
             if base is None:
-                layouts = own = own or Layouts.own([one.checkpoint.tensors for one in inputs.values()])
-                view = changes_of(given.checkpoint, layouts, _no_model, dtype=dtype)
+                own.learn(given.checkpoint.tensors)
+                view = changes_of(given.checkpoint, own, _no_model, dtype=dtype)
                 found[index] = replace(given, checkpoint=view, detection=Detection(None, "an adapter by itself"))
                 continue
             if id(base.checkpoint) not in changed:
@@ -91,11 +95,39 @@ def with_adapters(
     return found
 
 
-def own_keys(given: Input) -> Iterable[str]:
-    """The keys of an adapter's file."""
-    assert isinstance(given.checkpoint, PiecedCheckpoint)
-    assert isinstance(given.checkpoint.checkpoint, ChangesCheckpoint)
-    return given.checkpoint.checkpoint.adapter.tensors
+def first_adapter(given: Input) -> ChangesCheckpoint:
+    """The changes that an adapter makes, which its view consists of."""
+    view: Any = given.checkpoint
+    while not isinstance(view, ChangesCheckpoint):
+        view = view.checkpoint
+    return view
+
+
+def names_of(given: Input) -> Written:
+    """How an adapter names its modules."""
+    return Written.like(first_adapter(given).adapter)
+
+
+def refuse_broken(inputs: Iterable[Input]) -> None:
+    """Raise `AdapterError` where parts of adapters have NaN or infinities, with all of them: each is read once."""
+    from remelt.engine.finite import is_finite
+
+    broken = []
+    for given in inputs:
+        changes = first_adapter(given)
+        parts = {id(entry.parts): entry.parts for entry in changes.entries.values()}.values()
+        broken += [
+            f"  {given.label}  {one.module}: {part}"
+            for one in parts
+            for part in one.infos
+            if not is_finite(one.read(part))
+        ]
+    if broken:
+        more = [f"  and {len(broken) - _SHOWN} more"] if len(broken) > _SHOWN else []
+        raise AdapterError(
+            "\n".join(["adapters have numbers that are not finite:", *broken[:_SHOWN], *more]),
+            hint="their training failed, or their type cannot hold them: take other versions",
+        )
 
 
 def _no_model(dialect: str) -> Checkpoint:

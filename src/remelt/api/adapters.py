@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from remelt.adapters.checkpoint import ChangesCheckpoint, changes_of
-from remelt.adapters.factors import chosen_rank
 from remelt.adapters.joining import JoinedAdapter, Term
 from remelt.adapters.pairing import Layouts
 from remelt.adapters.written import Written
+from remelt.api.adapted import Adapted, Extracted, Measure
 from remelt.api.adapter_views import Changed
 from remelt.api.embedding import portable_text
-from remelt.api.merging import Watch, asked, drain, merge, resolved
+from remelt.api.merging import Watch, asked, drain
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions, PathLike
 from remelt.api.prepare import prepare
-from remelt.api.recipes import RECIPE_KEY
+from remelt.api.recipes import JOINED_KEY, RECIPE_KEY
 from remelt.check.bound import bind_recipes
 from remelt.core.dtype import DType
-from remelt.errors import RecipeError
+from remelt.errors import AdapterError, RecipeError
 from remelt.formats.locate import models_folders
 from remelt.methods import METHODS
-from remelt.recipe.adapter import expand_adapters, peel, to_lora
+from remelt.recipe.adapter import AdapterForm, expand_adapters, peel, to_lora
 from remelt.recipe.node import Call, Model, Node, Operand, Value, as_node
 from remelt.recipe.signature import name_all_models
 from remelt.recipe.walk import topological
@@ -83,35 +83,19 @@ def save_adapter(recipe: Node, output: PathLike, *, watch: Watch | None = None, 
     _, form = peel(source.recipe)
     if form is None:
         raise RecipeError("an adapter is made of a difference", hint="to_lora(tuned - base, rank=32)")
-    ranks: dict[str, int] = {}
-    shares: dict[str, float] = {}
-    energies: dict[str, float] = {}
-    left: dict[str, float] = {}
-    with prepare([source], [None], chosen, METHODS, measures=True) as prepared:
-        found = drain(prepared, chosen, watch).tensors[0]
-    for key, squares in found.items():
-        total = float(squares.sum())
-        if not squares.dim():
-            left |= {key: total} if total else {}
-            continue
-        energies[key] = total
-        if total > 0.0:  # what was not changed is no module of the adapter
-            ranks[key] = chosen_rank(squares, 1 if form.kind == "lokr" else form.rank, form.energy, 1e-15)
-            shares[key] = float(squares[: ranks[key]].sum()) / total
-    if not ranks:
-        raise RecipeError("there is nothing to make an adapter of: both models have the same weights")
-    path = Path(output) if form.names in (None, "peft") else resolved(output, chosen)
-    with prepare([source], [path], chosen, METHODS, ranks=ranks) as prepared:
-        made = prepared.groups[0].adapted
+    with prepare(
+        [source], [Path(output)], chosen, METHODS, adapted=Extracted(form, measures=Measure.ENERGY)
+    ) as prepared:
         path = drain(prepared, chosen, watch).paths[0]
-    assert made is not None
+        made = prepared.groups[0].adapted
+    assert isinstance(made, Extracted)
     keys = made.made.keys
     return AdapterReport(
         path,
-        dict(made.made.modules),
-        {name: shares[key] for name, key in keys.items() if key in shares},
-        {name: energies[key] for name, key in keys.items() if key in energies},
-        left,
+        dict(made.modules),
+        {name: made.shares[key] for name, key in keys.items()},
+        {name: made.energies[key] for name, key in keys.items()},
+        made.left,
     )
 
 
@@ -136,25 +120,32 @@ def merge_adapters(
     Source: sums of products by QR of their factors; the common tools add up-factors and down-factors one by one, which
     makes cross terms.
     """
-    chosen = MergeOptions(**{name: value for name, value in options.items() if name != "dtype"})
+    if rank is not None or energy is not None:
+        AdapterForm(rank, energy)  # which refuses what neither can be
+    dtype = options.pop("dtype", None)
+    chosen = MergeOptions(**options)
     folders = models_folders([Path(folder) for folder in chosen.models_dirs])
     expanded = expand_adapters(name_all_models(as_node(recipe), METHODS))
     strengths = _strengths(expanded)
     graph = bind_recipes([expanded], METHODS, ["."])
     with open_models(graph, folders) as opened:
-        terms, first = _terms(graph, opened, strengths, base, folders)
-        written = Written.like(first.adapter.tensors)
-        parts = written.parts()
-        if "alpha" not in {name.rpartition(".")[2] for name in first.adapter.tensors}:
-            parts = {part: name for part, name in parts.items() if part != "alpha"}
-        stored = max(first.adapter.tensors.values(), key=lambda info: info.numel).dtype  # alpha has one of its own
-        dtype = DType.parse(options["dtype"]) if options.get("dtype") else stored
-        joined = JoinedAdapter(terms, rank, energy, parts, dtype, _carried(first.adapter.metadata))
+        terms = _terms(graph, opened, strengths, base, folders)
+        first = terms[0].changes
+        written = Written.like(first.adapter)
+        has_alpha = "alpha" in {name.rpartition(".")[2] for name in first.adapter.tensors}
+        stored = first.stored if dtype is None else DType.parse(dtype)
+        joined = JoinedAdapter(terms, rank, energy, written, stored, has_alpha=has_alpha)
         again = to_lora(as_node(recipe), rank=max(joined.ranks.values()))
-        joined.metadata = {**joined.metadata, **written.metadata(joined.ranks)}
-        joined.inherited = {**joined.metadata, RECIPE_KEY: portable_text(again, METHODS, folders, Path.cwd())}
+        told = {
+            **_carried(first.metadata),
+            JOINED_KEY: "factors",
+            RECIPE_KEY: portable_text(again, METHODS, folders, Path.cwd()),
+        }
+        joined.inherited = told
         given = Model("adapters", tensors=joined)  # type: ignore[arg-type]
-        path = merge(given, output, watch=watch, **{k: v for k, v in options.items() if k != "dtype"})
+        source, chosen = asked(given, output, options)
+        with prepare([source], [Path(output)], chosen, METHODS, adapted=Adapted(written, joined.ranks)) as prepared:
+            path = drain(prepared, chosen, watch).paths[0]
     return AdapterReport(path, joined.ranks, joined.shares, joined.energies)
 
 
@@ -172,7 +163,7 @@ def resize_lora(
 
 def _terms(
     graph: Any, opened: Opened, strengths: Mapping[object, float], base: PathLike | None, folders: Any
-) -> tuple[list[Term], ChangesCheckpoint]:
+) -> list[Term]:
     """The adapters of a weighted sum, each with its strength."""
     if opened.problems:
         raise RecipeError("\n".join(map(str, opened.problems)))
@@ -183,7 +174,7 @@ def _terms(
             f"{models[0].label} is a model, but adapters alone are joined", hint="remelt merge applies them"
         )
     if base is None:
-        layouts, in_dialect = Layouts.own([one.checkpoint.tensors for one in given.values()]), _none
+        layouts, in_dialect = Layouts.of_adapters(), _none
     else:
         known = bind_recipes([as_node(base)], METHODS, ["."])
         found = opened._files.enter_context(open_models(known, folders))
@@ -193,14 +184,22 @@ def _terms(
         layouts, in_dialect = whole.layouts, whole.in_dialect
     terms = []
     for identity, one in given.items():
-        view = changes_of(one.checkpoint, layouts, in_dialect)
+        try:
+            if layouts.is_own:
+                layouts.learn(one.checkpoint.tensors)
+            view = changes_of(one.checkpoint, layouts, in_dialect)
+        except AdapterError as error:
+            raise AdapterError(f"{one.label}: {error.message}", hint=error.hint) from None
         assert isinstance(view.checkpoint, ChangesCheckpoint)
-        terms.append(Term(view.checkpoint, strengths[identity], view.made))
-    return terms, terms[0].changes
+        terms.append(Term(view.checkpoint, strengths[identity], view.made, one.label))
+    return terms
 
 
 def _none(dialect: str) -> Any:
-    raise RecipeError("this kind of adapter multiplies a model's own weights: it cannot be joined")
+    raise AdapterError(
+        "this kind of adapter multiplies a model's own weights, and is no product of two factors",
+        hint="to_lora(..., rank=32) of it is computed from the difference as a whole",
+    )
 
 
 def _identity(model: Model) -> object:

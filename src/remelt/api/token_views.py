@@ -65,7 +65,7 @@ class TokenAlignedCheckpoint(Checkpoint):
         """The mean of the rows of all models that have the token."""
         import torch
 
-        from remelt.engine.tensors import TORCH, bytes_of, tensor_over
+        from remelt.tensors import TORCH, bytes_of, tensor_over
 
         rows = [
             tensor_over(_rows(member, key, row, row + 1, DType.F64), DType.F64)
@@ -132,6 +132,6 @@ def _rows(member: Member, key: str, first: int, last: int, dtype: DType) -> memo
     data = member.checkpoint.read(key, first * width, last * width)
     if info.dtype is dtype:
         return data
-    from remelt.engine.tensors import TORCH, bytes_of, tensor_over
+    from remelt.tensors import TORCH, bytes_of, tensor_over
 
     return bytes_of(tensor_over(data, info.dtype).to(TORCH[dtype]))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from remelt.api.inspection import find_nonfinite
+from remelt.api.merging import settled
 from remelt.api.options import MergeOptions, PathLike
 from remelt.api.prepare import CHECKSUM_KEY, EXECUTOR_KEY, PreparedGroup, prepare
-from remelt.api.recipes import Source, embedded
+from remelt.api.recipes import JOINED_KEY, Source, embedded
 from remelt.core.checksum import checksum, combined
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
@@ -94,8 +95,13 @@ def _recompute(
 ) -> None:
     from remelt.engine.executor import describe_executor
 
+    if JOINED_KEY in checkpoint.metadata:
+        raise OptionError(
+            f"{path.name} was joined of adapters' factors, and its recipe makes the same difference of others",
+            hint="without --recipe, header, checksum and numbers are verified",
+        )
     text, given = embedded(path)
-    options = MergeOptions(models_dirs=tuple(models_dirs), **given)  # type: ignore[arg-type]
+    options = MergeOptions(models_dirs=tuple(models_dirs), **given)
     source = Source(read_recipe(text, path.name), path.parent, path.stem)
     here = describe_executor(options.device, options.compute_dtype)
     stated = checkpoint.metadata.get(EXECUTOR_KEY)
@@ -103,6 +109,7 @@ def _recompute(
     result.executor = None if exact else stated
     with prepare([source], [None], options, METHODS) as prepared:
         (group,) = prepared.groups
+        group = settled(group, options)
         made = group.plan.outputs[0].tensors
         _compare_headers(made, checkpoint.tensors, result.faults)
         chosen = set(_chosen(sorted(set(made) & set(checkpoint.tensors)), sample))
@@ -190,7 +197,7 @@ class _Comparison:
 def _near(there: memoryview, data: memoryview, dtype: DType) -> bool:
     import torch
 
-    from remelt.engine.tensors import tensor_over
+    from remelt.tensors import tensor_over
 
     if not dtype.is_float:
         return False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from remelt.cli import options as shared
+from remelt.cli.adapters import strengths_of
 from remelt.cli.output import echo_json
 from remelt.errors import RunError, UsageError
 
@@ -20,7 +22,8 @@ _MOST_SHOWN = 20
 @click.option("--sample", type=click.IntRange(min=1), default=16, show_default=True, help="How many to compute again.")
 @click.option("--adapter", "adapters", multiple=True, metavar="FILE", help="Whether this adapter is in it; repeatable.")
 @click.option("--base", metavar="MODEL", help="For --adapter: the model that it was added to.")
-@click.option("--strength", "strengths", type=float, multiple=True, metavar="X", help="By which, of each adapter.")
+@strengths_of
+@click.option("--ignore-unused", is_flag=True, help="Leave out what an adapter has for modules that the base lacks.")
 @click.option("--all", "every", is_flag=True, help="Compute all of them again.")
 @shared.models
 @shared.common
@@ -32,6 +35,7 @@ def command(
     adapters: tuple[str, ...],
     base: str | None,
     strengths: tuple[float, ...],
+    ignore_unused: bool,
     models_dirs: tuple[Path, ...],
     plugins: tuple[Path, ...],
     as_json: bool,
@@ -47,7 +51,7 @@ def command(
 
     shared.load_plugins(plugins)
     if adapters:
-        _adapters(file, adapters, base, strengths, models_dirs, as_json)
+        _adapters(file, adapters, base, strengths, as_json, models_dirs=models_dirs, ignore_unused=ignore_unused)
         return
     found = verify(file, recipe=recipe or every, sample=None if every else sample, models_dirs=models_dirs)
     if as_json:
@@ -71,21 +75,22 @@ def _adapters(
     adapters: tuple[str, ...],
     base: str | None,
     strengths: tuple[float, ...],
-    models_dirs: tuple[Path, ...],
     as_json: bool,
+    **options: Any,
 ) -> None:
     from remelt.api.adapter_verification import verify_adapters
 
     if base is None:
         raise UsageError("an adapter is looked for in what was added to a model", hint="--base MODEL")
     stated = strengths or None
-    found = verify_adapters(file, adapters, base, strengths=stated, models_dirs=models_dirs)
+    found = verify_adapters(file, adapters, base, strengths=stated, **options)
     if as_json:
         echo_json(asdict(found))
     else:
         for name, strength in zip(found.adapters, found.strengths, strict=False):
             click.echo(f"{name:<30} by {strength:.4g}")
-        click.echo(f"{len(found.landings)} tensors of the model are changed")
+        one = len(found.landings) == 1
+        click.echo(f"{len(found.landings)} tensor{'' if one else 's'} of the model {'is' if one else 'are'} changed")
     if found.faults:
         raise RunError("\n".join([f"{Path(file).name} is not what it should be:", *_shown(found.faults)]))
 

@@ -1,4 +1,4 @@
 """The engine: reads tiles, computes, and writes each tensor at its final place.
 
-Read `tensors` (bytes and torch), `tiles` (one task), `finite`, `sink` and `commit` (where results go), `run` (threads).
+Read `tiles` (one task), `finite`, `sink` and `commit` (where results go), `run` (threads).
 """

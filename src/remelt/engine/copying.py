@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from remelt.check.program import Load
 from remelt.engine import native
-from remelt.engine.tensors import tensor_over
 from remelt.planning.passes import Sweep
+from remelt.tensors import tensor_over
 
 if TYPE_CHECKING:
     from remelt.engine.tiles import TaskRun

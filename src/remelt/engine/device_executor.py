@@ -18,10 +18,10 @@ from remelt.core.dtype import DType
 from remelt.engine.finite import is_finite
 from remelt.engine.known import add_part
 from remelt.engine.language import BY_TORCH, COMPARISONS, LOGIC, Kernel, Number, Operand, Operation, Partial, last_uses
-from remelt.engine.tensors import TORCH
 from remelt.engine.torch_program import PADDING
 from remelt.methods.selection import upper_histogram, window_histogram
 from remelt.planning.cost import CHUNK, DEVICE_TILE
+from remelt.tensors import TORCH
 
 if TYPE_CHECKING:
     from remelt.engine.scratch import Pinned

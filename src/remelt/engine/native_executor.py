@@ -18,11 +18,11 @@ from remelt.engine import native
 from remelt.engine.finite import HIGHEST_E4M3
 from remelt.engine.known import Partials, add_part
 from remelt.engine.language import Kernel, Number, Operand, Operation, Partial
-from remelt.engine.tensors import TORCH, bytes_of
 from remelt.engine.torch_program import PADDING
 from remelt.engine.workplace import cut_short
 from remelt.errors import FormatError
-from remelt.planning.cost import CHUNK, SLICE
+from remelt.planning.cost import CHUNK, COPIED, SLICE
+from remelt.tensors import TORCH, bytes_of
 
 if TYPE_CHECKING:
     from remelt.engine.sample import Sample
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 _KINDS = {"single": 0, "double": 1}
 _MOST = 2**16 - 1
 """Registers, numbers and places of a program."""
-_COPIED = 2**18
-"""Elements of a call whose inputs or results are copied: what they take stays in the second cache."""
 _OFTEN = 64
 """Operations on a slice between two looks whether to stop: some tens of milliseconds."""
 
@@ -137,12 +135,12 @@ class NativeExecutor:
 
     def step(self, run: TaskRun) -> int:
         """Elements that one call takes: as many as pass between two looks whether to stop, where nothing is copied."""
-        if math.prod(run.task.shape) <= _COPIED:
-            return max(_COPIED, CHUNK)
+        if math.prod(run.task.shape) <= COPIED:
+            return max(COPIED, CHUNK)
         copied = any(not source.held and not run.is_streamed(source.register) for source in self.kernel.sources)
         placed = all(target.output is None or run.is_placed(target.output) for target in self.kernel.targets)
         if copied or not placed:
-            return max(_COPIED, CHUNK)
+            return max(COPIED, CHUNK)
         often = SLICE // (1 + len(self.kernel.operations) // _OFTEN)
         return max(often // CHUNK, 1) * CHUNK  # where checksums and sums may begin
 

@@ -23,7 +23,6 @@ from remelt.engine.sink import Sink
 from remelt.engine.survey import Survey
 from remelt.engine.sweeps import Kernels
 from remelt.engine.tally import Tallies
-from remelt.engine.tensors import TORCH, byte_range, tensor_over
 from remelt.engine.tiles import TaskRun
 from remelt.engine.units import Queue, SharedTask, Unit, elements, in_batches, units_of
 from remelt.engine.workplace import Stopped, Workplace
@@ -32,6 +31,7 @@ from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.cost import TILE, task_cost
 from remelt.planning.passes import Sweep, schedule
 from remelt.planning.plan import Plan, PlannedTask
+from remelt.tensors import TORCH, byte_range, tensor_over
 
 _PATIENCE = 0.05
 """Seconds between two looks of the main thread at the progress, and for an interrupt."""
@@ -96,6 +96,7 @@ class _Run:
         self.plan, self.execution, self.report = plan, execution, report
         self.kept = 0
         held = sum(output.size for output in plan.outputs if output.path is None)
+        held += sum(checkpoint.held for checkpoint in execution.checkpoints.values())
         self.rest = list(in_batches(self.remaining()))
         self.total = sum(info.nbytes for planned in plan.tasks for _, _, info in planned.task.outputs)
         self.stop = threading.Event()

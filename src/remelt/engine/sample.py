@@ -9,9 +9,9 @@ import torch
 
 from remelt.check.program import Load
 from remelt.engine.language import Kernel
-from remelt.engine.tensors import TORCH
 from remelt.engine.torch_program import PADDING
 from remelt.planning.passes import Sweep
+from remelt.tensors import TORCH
 
 if TYPE_CHECKING:
     from remelt.engine.tiles import TaskRun

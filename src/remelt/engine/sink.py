@@ -16,9 +16,9 @@ import torch
 from remelt.core.checksum import HASH_PLACEHOLDER, PLACEHOLDER
 from remelt.core.tensor_info import TensorInfo
 from remelt.engine.opening import open_own
-from remelt.engine.tensors import TORCH
 from remelt.errors import OutputError, RunError
 from remelt.formats.layout import FileLayout
+from remelt.tensors import TORCH
 
 _WRITE = 2**21
 """Bytes of a call of the system: between two of them, threads hand Python's lock to each other."""

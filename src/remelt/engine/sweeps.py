@@ -13,12 +13,12 @@ from remelt.engine.finite import is_finite
 from remelt.engine.known import add_part
 from remelt.engine.language import Kernel, Source
 from remelt.engine.sample import Sample
-from remelt.engine.tensors import FROM_TORCH
 from remelt.engine.torch_executor import DirectExecutor, Sums, TorchExecutor, torch_executors
 from remelt.engine.torch_program import PADDING
 from remelt.engine.tracing import trace
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Sweep
+from remelt.tensors import FROM_TORCH
 
 if TYPE_CHECKING:
     from remelt.engine.device_executor import DeviceExecutor

@@ -21,7 +21,6 @@ from remelt.engine.finite import is_finite, overflows, with_infinities
 from remelt.engine.known import Fold, Known, Partials, add_chunks
 from remelt.engine.language import Kernel
 from remelt.engine.sweeps import plain_values, run_traced
-from remelt.engine.tensors import TORCH, byte_range, bytes_of
 from remelt.engine.units import pieces, stretches
 from remelt.engine.workplace import Memory, Reader, Stopped, Workplace
 from remelt.errors import MethodError, RemeltError
@@ -29,6 +28,7 @@ from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Pass, Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
 from remelt.recipe.signature import Prepared, Stage, call_by_rows, preparations
+from remelt.tensors import TORCH, byte_range, bytes_of
 
 
 class TaskRun(Reader):

@@ -15,10 +15,10 @@ from remelt.engine.finite import is_finite
 from remelt.engine.known import Hits
 from remelt.engine.language import Kernel, Number, Partial
 from remelt.engine.scratch import Scratch
-from remelt.engine.tensors import TORCH
 from remelt.engine.torch_program import BITS, KINDS, PADDING, Call, Program, interpreted, scripted
 from remelt.methods.selection import ROW
 from remelt.planning.cost import CHUNK
+from remelt.tensors import TORCH
 
 _BLOCK = 2**16
 """Elements that are computed at a time: fewer cost calls, and more do not stay in the second cache."""

@@ -18,7 +18,7 @@ import torch
 
 from remelt.core.dtype import DType
 from remelt.engine.language import COMPARISONS, Kernel, Number, Operand, Operation
-from remelt.engine.tensors import TORCH
+from remelt.tensors import TORCH
 
 KINDS = {"single": torch.float32, "double": torch.float64}
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}

@@ -17,10 +17,10 @@ from remelt.engine.scratch import Scratch
 from remelt.engine.sink import Sink
 from remelt.engine.sweeps import Kernels
 from remelt.engine.tally import Tallies
-from remelt.engine.tensors import aligned_view, tensor_over
 from remelt.errors import FormatError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.plan import PlannedTask
+from remelt.tensors import aligned_view, tensor_over
 
 Memory = memoryview | tuple[int, int, int]
 """Bytes in memory, or those of an open file: its descriptor, their offset, and their number."""

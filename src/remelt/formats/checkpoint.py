@@ -41,6 +41,18 @@ class Checkpoint(ABC):
         """
         return None
 
+    scratch = 0
+    """Bytes of memory that a thread takes for computing what it reads, however many checkpoints like this it reads."""
+
+    def beside(self, key: str, elements: int) -> int:
+        """Bytes of memory that reading so many elements of a tensor takes, beside pages of its file."""
+        return 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that are held from one reading to the next."""
+        return 0
+
     @abstractmethod
     def position(self, key: str) -> tuple[int, int]:
         """The file's number and the offset there: what to sort by to read in order."""

@@ -23,6 +23,7 @@ class PiecedCheckpoint(Checkpoint):
         self.checkpoint, self.made, self.left_out = checkpoint, made, left_out
         self.path, self.format, self.metadata = checkpoint.path, checkpoint.format, checkpoint.metadata
         self.tensors = {key: one.info for key, one in made.items()}
+        self.scratch = checkpoint.scratch
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> memoryview:
         """The bytes of a tensor: as they lie where they are in one piece, else put together."""
@@ -73,6 +74,19 @@ class PiecedCheckpoint(Checkpoint):
         one = self.made[key]
         parts = [] if one.transposed else self._parts(one, start, min(stop, one.info.nbytes))
         return self.checkpoint.part(*parts[0]) if len(parts) == 1 else None
+
+    def beside(self, key: str, elements: int) -> int:
+        """What the other takes, and what is put together."""
+        one = self.made[key]
+        if one.transposed:
+            return 2 * one.info.nbytes + self.checkpoint.beside(one.pieces[0].key, one.info.numel)
+        joined = min(elements * one.info.dtype.itemsize, one.info.nbytes) if len(one.pieces) > 1 else 0
+        return joined + max(self.checkpoint.beside(piece.key, elements) for piece in one.pieces)
+
+    @property
+    def held(self) -> int:
+        """As the other's."""
+        return self.checkpoint.held
 
     def position(self, key: str) -> tuple[int, int]:
         """Where the first piece lies."""

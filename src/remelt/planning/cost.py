@@ -20,6 +20,8 @@ DEVICE_TILE = 2**22
 """Elements of a tile on another device, which is kept busy for longer than it takes to tell it what to do."""
 SLICE = 2**22
 """Elements that one thread takes at a time from a tensor that may be cut anywhere."""
+COPIED = 2**18
+"""Elements that a thread takes at a time of what is not looked at where it lies: they stay in the second cache."""
 FOLD = 2**22
 """Elements whose partial sums are added up before they are added to those of others: fixed, as chunks are."""
 SCRATCH = 2**25

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from remelt.check.inputs import Input
 from remelt.check.keys import KeyReport, Task
@@ -12,8 +12,9 @@ from remelt.check.program import Apply, Load, Program
 from remelt.core.tensor_info import TensorInfo, total_bytes
 from remelt.core.units import format_bytes, format_seconds
 from remelt.errors import BudgetError
+from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.layout import OutputLayout
-from remelt.planning.cost import SAMPLE, SLICE, SMALL, Cost, CostModel, grain
+from remelt.planning.cost import COPIED, DEVICE_TILE, SAMPLE, SLICE, SMALL, Cost, CostModel, grain
 from remelt.planning.passes import Schedule, Sweep, reads, samples, schedule
 
 _READ_RATE = 3.0e9
@@ -122,15 +123,16 @@ def make_plan(
     notes: Sequence[str] = (),
 ) -> Plan:
     """The plan of checked tasks; `BudgetError` where one of them cannot fit the memory, with the number it needs."""
-    tensors = {index: given.checkpoint.tensors for index, given in inputs.items()}
-    tasks = _planned(report.tasks, tensors, resources)
+    checkpoints = {index: given.checkpoint for index, given in inputs.items()}
+    tasks = _planned(report.tasks, checkpoints, resources)
     programs = {id(task.program): task.program for task in report.tasks if report.counted}.values()
     counts = [task for (_, step), task in report.counted.items() if any(one.applies(step) for one in programs)]
-    results, counted = tasks, _planned(counts, tensors, resources)
+    results, counted = tasks, _planned(counts, checkpoints, resources)
     tasks = [*results, *counted]
     in_memory = sum(output.size for output in outputs if output.path is None)
+    held = sum(checkpoint.held for checkpoint in checkpoints.values())
     largest = max(tasks, key=lambda planned: planned.cost.memory, default=None)
-    needed = in_memory + (largest.cost.memory if largest is not None else 0)
+    needed = in_memory + held + (largest.cost.memory if largest is not None else 0)
     if largest is not None and needed > resources.memory:
         _refuse_budget(largest, needed, in_memory, resources.memory)
     units = sorted((planned.cost.memory for planned in tasks), reverse=True)
@@ -151,7 +153,7 @@ def make_plan(
         counted=tuple(counted),
         threads=resources.threads,
         memory_budget=resources.memory,
-        peak_memory=min(in_memory + parallel, resources.memory),
+        peak_memory=min(in_memory + held + parallel, resources.memory),
         peak_step="" if largest is None else _step(largest),
         bytes_read=read,
         bytes_written=written,
@@ -189,9 +191,10 @@ class _Streamed:
         return read
 
 
-def _planned(
-    tasks: Sequence[Task], tensors: Mapping[int, Mapping[str, TensorInfo]], resources: Resources
-) -> list[PlannedTask]:
+def _planned(tasks: Sequence[Task], checkpoints: Mapping[int, Checkpoint], resources: Resources) -> list[PlannedTask]:
+    tensors = {index: checkpoint.tensors for index, checkpoint in checkpoints.items()}
+    copying = {index for index, checkpoint in checkpoints.items() if type(checkpoint).beside is not Checkpoint.beside}
+    taken = DEVICE_TILE if resources.device else COPIED  # the most that an executor reads at a time
     known: dict[tuple[int, bool], _Streamed] = {}
     planned = []
     for task in tasks:
@@ -204,7 +207,13 @@ def _planned(
             counts = reads(task.program, passes), samples(task.program, passes)
             found = known[identity] = _Streamed(task.program, passes, model, *counts)
         read = found.bytes_read(task.key, tensors)
-        planned.append(PlannedTask(task, found.passes, found.cost(task), read, found.passes.divisible))
+        cost = found.cost(task)
+        if copying:
+            loads = [load for load, _ in found.reads if load.input in copying]
+            beside = sum(checkpoints[load.input].beside(load.key or task.key, taken) for load in loads)
+            beside += max((checkpoints[load.input].scratch for load in loads), default=0)
+            cost = replace(cost, memory=cost.memory + beside) if beside else cost
+        planned.append(PlannedTask(task, found.passes, cost, read, found.passes.divisible))
     return planned
 
 

@@ -75,6 +75,15 @@ class AdapterForm:
             raise RecipeError(f"names of modules are those of {', '.join(NAMES)}, but got {self.names!r}", hint=hint)
         if self.kind == "lora" and self.rank is None and self.energy is None:
             raise RecipeError("a LoRA has a rank, or keeps a share of the energy", hint="rank=32, or energy=0.95")
+        if self.kind == "lokr" and (self.rank is not None or self.energy is not None):
+            raise RecipeError(
+                "a LoKr has no rank: it is the nearest product of two matrices, whose sizes a factor tells",
+                hint="factor=8",
+            )
+        if self.kind == "lora" and self.factor != -1:
+            raise RecipeError("a LoRA has no factor, but a rank", hint="rank=32, or kind='lokr'")
+        if self.factor < 1 and self.factor != -1:
+            raise RecipeError(f"a factor is 1 or more, or -1 for the roots of the sides, but got {self.factor}")
         if self.rank is not None and self.rank < 1:
             raise RecipeError(f"a rank is 1 or more, but got {self.rank}")
         if self.energy is not None and not 0.0 < self.energy <= 1.0:
@@ -108,9 +117,14 @@ def to_lora(
     return Call(TO_LORA, (as_node(delta),), kwargs)
 
 
+def is_adapter(recipe: Node) -> bool:
+    """Whether a recipe's outermost step is `to_lora`."""
+    return isinstance(recipe, Call) and recipe.method == TO_LORA
+
+
 def peel(recipe: Node) -> tuple[Node, AdapterForm | None]:
     """A recipe without an outermost `to_lora`, and what that asks for; `RecipeError` for what it cannot mean."""
-    if not isinstance(recipe, Call) or recipe.method != TO_LORA:
+    if not isinstance(recipe, Call) or not is_adapter(recipe):
         return recipe, None
     given = {name: node.value for name, node in recipe.kwargs if isinstance(node, Value)}
     known = AdapterForm.__dataclass_fields__

@@ -40,6 +40,7 @@ KINDS: tuple[Kind, ...] = (
     PeftIA3Bias(),
     Whole("a difference of a bias", "diff_b", "bias"),
     Whole("a difference of a norm's bias", "b_norm", "bias"),
+    Whole("a bias", "set_bias", "bias", replaces=True),
 )
 """Kinds that change weights, then those that change biases."""
 

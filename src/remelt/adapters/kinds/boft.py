@@ -83,8 +83,6 @@ class PeftBOFT(Family):
 class _Outputs(Change):
     """Rows of the whole rotation, times the rows of the base that they mix: those of some blocks that stay together."""
 
-    needs_base = True
-
     def __init__(self, turned: Tensor, rescale: Tensor | None) -> None:
         stages, _, side, _ = turned.shape
         self._turned, self._rescale = turned, rescale
@@ -126,8 +124,6 @@ class _Outputs(Change):
 
 class _Inputs(Change):
     """Rows whose columns are rotated, times their own numbers."""
-
-    needs_base = True
 
     def __init__(self, turned: Tensor, orders: Sequence[Tensor], rescale: Tensor) -> None:
         self._turned, self._orders, self._rescale = turned.mT.contiguous(), orders, rescale

@@ -72,8 +72,6 @@ def decomposed(
 class _Decomposed(Change):
     """The difference to the sum of weight and change, each row or column of it brought to a magnitude."""
 
-    needs_base = True
-
     def __init__(self, inner: Change, magnitude: Tensor, way: _Way, shape: tuple[int, ...]) -> None:
         self._inner, self._magnitude, self._way, self._shape = inner, magnitude, way, shape
         self._lock = threading.Lock()

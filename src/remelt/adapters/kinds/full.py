@@ -55,8 +55,6 @@ class _Stored(Change):
 class _Replaced(_Stored):
     """What leads from the tensor to another one."""
 
-    needs_base = True
-
     def rows(self, begin: int, end: int, base: Rows | None) -> Tensor:
         assert base is not None
         return super().rows(begin, end, base).sub_(base(begin, end))

@@ -71,8 +71,6 @@ class GLoRA(Family):
 
 
 class _General(Change):
-    needs_base = True
-
     def __init__(self, inner: Pair, outer: Pair) -> None:
         self._inner, self._outer = inner, outer
 

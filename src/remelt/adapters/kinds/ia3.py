@@ -118,8 +118,6 @@ class PeftIA3Bias(Family):
 class Multiplied(Change):
     """Each row of the tensor, or each slice of its second dimension, times its own number."""
 
-    needs_base = True
-
     def __init__(self, by: Tensor, axis: int, shape: tuple[int, ...]) -> None:
         self._axis = axis
         self._by = by if axis == 0 else by.repeat_interleave(sides(shape)[1] // max(shape[1], 1))

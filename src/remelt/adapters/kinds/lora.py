@@ -34,7 +34,8 @@ class LoRA(Family):
 
     ``scale`` is alpha by rank. Factors of convolutions are stored as such, the kernel in one of them. The options
     ``transposed`` (PEFT's embeddings) and ``fan_in_fan_out`` (layers that keep inputs by outputs) turn the product
-    round. With ``dora_scale`` it is a DoRA.
+    round; with ``of_first_rows`` it has three rows for each input, which are the first of the tensor's. With
+    ``dora_scale`` it is a DoRA.
     """
 
     name = "a LoRA"
@@ -49,26 +50,30 @@ class LoRA(Family):
         used = (_UP, _DOWN, *([core] if core else []))
         needs(self, parts, *used)
         made = made_of(parts, _UP, _DOWN, core)
-        turned = _turned(parts, shape)
+        turned = is_turned(parts, shape)
         if turned and len(shape) != 2:
             raise AdapterError(
                 f"{parts.module}: {told(parts, *used)} make a matrix turned round, but the model's tensor is "
                 f"{list(shape)}"
             )
-        must_fit(parts, used, (made[1], made[0], *made[2:]) if turned else made, shape)
+        must_fit(parts, used, (made[1], made[0], *made[2:]) if turned else made, _changed(parts, shape))
         scaling(parts, parts.infos[_DOWN].shape[0])
         check_magnitude(self, parts, shape, transposed=turned)
 
     def open(self, parts: Parts, shape: tuple[int, ...], dtype: torch.dtype) -> Change:
         scale = scaling(parts, parts.infos[_DOWN].shape[0])
-        turned, up = _turned(parts, shape), parts.infos[_UP].shape
+        turned, up = is_turned(parts, shape), parts.infos[_UP].shape
         inner: Change
         if kernel(up):
             inner = _Spread(factor(parts, _UP, dtype).flatten(2), factor(parts, _DOWN, dtype).flatten(1) * scale)
         else:
             pair = pair_of(parts, _UP, _DOWN, _core(parts), dtype)
             assert pair.right is not None
-            inner = Product((Pair(pair.right.T.contiguous(), pair.left.T) if turned else pair).times(scale))
+            left = pair.left
+            if option(parts, "of_first_rows"):
+                left = torch.cat((left, left.new_zeros(shape[0] - len(left), left.shape[1])))
+            pair = Pair(pair.right.T.contiguous(), left.T) if turned else Pair(left, pair.right)
+            inner = Product(pair.times(scale))
         return decomposed(inner, parts, shape, dtype, transposed=turned)
 
 
@@ -112,8 +117,18 @@ def _core(parts: Parts) -> str | None:
     return _MID if _MID in parts.infos else None
 
 
-def _turned(parts: Parts, shape: tuple[int, ...]) -> bool:
-    """PEFT sets ``fan_in_fan_out`` for an adapter, but it does not count for convolutions."""
+def _changed(parts: Parts, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The rows that are changed, as a tensor: all of it, or those of queries, keys and values at its beginning."""
+    if not option(parts, "of_first_rows") or len(shape) != 2 or shape[0] <= 3 * shape[1]:
+        return shape
+    return 3 * shape[1], shape[1]
+
+
+def is_turned(parts: Parts, shape: tuple[int, ...]) -> bool:
+    """Whether the product is of inputs by outputs where the tensor is of outputs by inputs, or the other way round.
+
+    PEFT sets ``fan_in_fan_out`` for an adapter, but it does not count for convolutions.
+    """
     return bool(option(parts, "transposed") or (option(parts, "fan_in_fan_out") and len(shape) == 2))
 
 

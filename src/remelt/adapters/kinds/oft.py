@@ -73,8 +73,6 @@ class PeftOFT(Family):
 class _Outputs(Change):
     """Groups of rows, each multiplied by its matrix from the left."""
 
-    needs_base = True
-
     def __init__(self, turned: Tensor) -> None:
         self._turned = turned
 
@@ -91,8 +89,6 @@ class _Outputs(Change):
 
 class _Inputs(Change):
     """Groups of columns, each multiplied by its matrix from the right, or all by the only one."""
-
-    needs_base = True
 
     def __init__(self, turned: Tensor) -> None:
         self._turned = turned
