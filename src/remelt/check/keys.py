@@ -212,7 +212,7 @@ class _KeyCheck:
         facts, copied = kind.facts, kind.copied
         first = next(iter(found.values())).shape
         integral = () if copied else tuple((i, str(info.dtype)) for i, info in found.items() if not info.dtype.is_float)
-        alike = all(info.shape == first for info in found.values()) and not self.specialiser.shapes_change
+        alike = all(info.shape == first for info in found.values()) and not self.specialiser.asks_shapes
         shapes: dict[Place, Shape] | None = (
             None if alike and not integral else {(index, None): info.shape for index, info in found.items()}
         )

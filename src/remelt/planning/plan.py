@@ -41,7 +41,7 @@ class PlannedTask:
         if not sweep.rows:
             return 1
         shape = self.task.shape if sweep.shape is None else sweep.shape
-        return grain(shape, sweep.rows, sums=bool(sweep.reductions))
+        return grain(shape, sweep.rows, sums=bool(sweep.reductions), batched=sweep.batched)
 
 
 @dataclass(frozen=True)
