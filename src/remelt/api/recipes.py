@@ -42,7 +42,7 @@ class Source:
     recipe: Node
     folder: Path
     name: str
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str | bool] = field(default_factory=dict)
 
 
 def load_recipe(recipe: Node | PathLike) -> Source:
@@ -96,7 +96,7 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _carried(path: Path) -> tuple[Document, dict[str, str]]:
+def _carried(path: Path) -> tuple[Document, dict[str, str | bool]]:
     """The recipe that a checkpoint carries, of whatever tool made it, and the options of our merge."""
     with open_checkpoint(path) as checkpoint:
         metadata = checkpoint.metadata
@@ -109,7 +109,7 @@ def _carried(path: Path) -> tuple[Document, dict[str, str]]:
     return parse_document(text, path.name), options
 
 
-def embedded(path: Path) -> tuple[str, dict[str, str]]:
+def embedded(path: Path) -> tuple[str, dict[str, str | bool]]:
     """The recipe's text and the options of the merge that a checkpoint carries.
 
     Raises `RecipeError` where it carries none.
@@ -118,7 +118,7 @@ def embedded(path: Path) -> tuple[str, dict[str, str]]:
         return _ours(checkpoint.metadata, path.name)
 
 
-def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, str]]:
+def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, str | bool]]:
     text = metadata.get(RECIPE_KEY)
     if text is None:
         raise RecipeError(
@@ -128,13 +128,13 @@ def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, str]]:
     return text, _options(metadata.get(OPTIONS_KEY), name)
 
 
-def _options(text: str | None, name: str) -> dict[str, str]:
+def _options(text: str | None, name: str) -> dict[str, str | bool]:
     try:
         found = json.loads(text) if text is not None else {}
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(
-        option in DECISIVE and isinstance(value, str) for option, value in found.items()
+        option in DECISIVE and isinstance(value, (str, bool)) for option, value in found.items()
     ):
         raise RecipeError(f"{name}: the options in its metadata are not those of a merge")
     return found

@@ -94,6 +94,11 @@ def _recompute(
 ) -> None:
     from remelt.engine.executor import describe_executor
 
+    if checkpoint.format == "gguf":
+        raise OptionError(
+            f"{path.name} is a GGUF file: what its recipe makes is not compared with quantised tensors",
+            hint="merge the recipe inside to a safetensors file, and verify that",
+        )
     text, given = embedded(path)
     options = MergeOptions(models_dirs=tuple(models_dirs), **given)  # type: ignore[arg-type]
     source = Source(read_recipe(text, path.name), path.parent, path.stem)

@@ -218,7 +218,7 @@ class _KeyCheck:
         )
         signature = (
             tuple(found),
-            tuple([info.dtype for info in found.values()]),
+            tuple([(info.dtype, info.written) for info in found.values()]),
             copied,
             self.specialiser.selected(facts),
             self._shortcuts(kind),
@@ -289,7 +289,7 @@ class _KeyCheck:
     def _stored(self, index: int, key: str) -> DType:
         info = self.inputs[index].info(key)
         assert info is not None
-        return info.dtype
+        return info.written or info.dtype
 
     def _shape(self, key: str) -> tuple[int, ...]:
         return next(info.shape for given in self.inputs.values() if (info := given.info(key)) is not None)
@@ -309,7 +309,7 @@ class _KeyCheck:
         if settled == "first":
             info = first.info(key)
             assert info is not None
-            dtype = self._cast(info.dtype, key)
+            dtype = self._cast(info.written or info.dtype, key)
             program = self.specialiser.copy_of(weights[0], trouble.root)
             outputs = ((trouble.root, key, TensorInfo(dtype, info.shape)),)
             self.report.tasks.append(Task(key, program, (), info.shape, outputs, copy=True))

@@ -19,6 +19,8 @@ class TensorInfo:
 
     dtype: DType
     shape: tuple[int, ...]
+    written: DType | None = field(default=None, repr=False, compare=False)
+    """The type in which results of it are stored, where that is another one."""
 
     numel: int = field(init=False, repr=False, compare=False)
     """Number of elements; 1 for a 0-dimensional tensor."""

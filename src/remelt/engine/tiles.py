@@ -20,6 +20,7 @@ from remelt.engine.copying import copy_bytes
 from remelt.engine.finite import is_finite, overflows, with_infinities
 from remelt.engine.known import Fold, Known, Partials, add_chunks
 from remelt.engine.language import Kernel
+from remelt.engine.steps import look_at_steps
 from remelt.engine.sweeps import plain_values, run_traced
 from remelt.engine.tensors import TORCH, byte_range, bytes_of
 from remelt.engine.units import pieces, stretches
@@ -28,6 +29,7 @@ from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Pass, Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
+from remelt.recipe.declaration import LOST
 from remelt.recipe.signature import Prepared, call_by_rows
 
 
@@ -123,6 +125,7 @@ class TaskRun(Reader):
             for first, last in pieces(begin, end) if sweep.sampled else [(begin, end)]:
                 if executor is None or not run_traced(executor, self, first, last):
                     self.step(sweep, first, last, size)
+            look_at_steps(self, sweep, begin, end, size)
         tally.computing += perf_counter() - started - (tally.reading + tally.writing - others)
         found, self.partials, self.counts = self.partials, {}, None
         return found
@@ -357,6 +360,9 @@ class TaskRun(Reader):
 
     def keep_items(self, register: int, instruction: Apply, result: Mapping[str, Any]) -> None:
         """The tensors that a method of cut ``model`` returned, each to the register that stands for it."""
+        if LOST in result:
+            changed, lost = result[LOST].tolist()
+            self.place.report.add_lost(self.task.key, int(changed), int(lost))
         for index, item in enumerate(self.program.instructions):
             if isinstance(item, Item) and item.register == register:
                 if item.key not in result:

@@ -165,3 +165,5 @@ class Declaration:
 
 ELEMENTS = "elements"
 """The name of the number of elements among the sums."""
+LOST = "lost"
+"""What a method that gives several tensors calls the share of elements of which its result takes no notice."""
