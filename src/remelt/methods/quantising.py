@@ -38,7 +38,7 @@ def half_steps(values: Tensor, dtype: DType) -> Tensor:
     [0.0625, 16.0, 0.0009765625]
     """
     bits, least, _ = EIGHT_BITS[dtype]
-    _, exponent = torch.frexp(values)
+    _, exponent = torch.frexp(torch.where(values == 0.0, 2.0**least, values))
     return torch.ldexp(torch.ones_like(values), (exponent - 1).clamp(min=least) - bits - 1)
 
 

@@ -213,6 +213,7 @@ def scale_grid(
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """How many scales there are down and across, and the blocks they are of; None where they fit no way.
 
+    >>> from remelt.core.dtype import DType
     >>> scale_grid((256, 300), TensorInfo(DType.F32, (2, 3)), (128, 128))
     ((2, 3), (128, 128))
     >>> scale_grid((256, 300), TensorInfo(DType.F32, (256, 1)), None)
