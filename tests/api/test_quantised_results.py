@@ -271,3 +271,12 @@ def test_what_cannot_be_kept_or_scaled_is_refused(files: list[Path], tmp_path: P
     save_file(packed, tmp_path / "n.safetensors")
     with pytest.raises(OptionError, match=r"a\.weight of n\.safetensors is nvfp4, which is read and not written"):
         rm.merge(rm.model(tmp_path / "n.safetensors") * 1.0, keep_quantisation=True)
+
+
+def test_a_plan_counts_the_bytes_that_files_have(tmp_path: Path) -> None:
+    path = rm.merge(rm.model(model(0, width=256)), tmp_path / "a.safetensors", dtype="fp8_e4m3fn", scaled=True)
+    planned = rm.plan(rm.model(path) * 0.5, tmp_path / "b.safetensors")
+    size = sum(tensor.nbytes for tensor in load_file(path).values())
+    assert size - 16 <= planned.bytes_read <= size
+    assert planned.inputs[0].size == planned.bytes_read
+    assert planned.bytes_written > 1.5 * size  # BF16

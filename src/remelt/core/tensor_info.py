@@ -21,6 +21,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     written: DType | None = field(default=None, repr=False, compare=False)
     """The type in which results of it are stored, where that is another one."""
+    packed: int | None = field(default=None, repr=False, compare=False)
+    """Bytes that it takes in its file, where those are not its own numbers."""
 
     numel: int = field(init=False, repr=False, compare=False)
     """Number of elements; 1 for a 0-dimensional tensor."""
@@ -32,13 +34,18 @@ class TensorInfo:
         object.__setattr__(self, "numel", numel)
         object.__setattr__(self, "nbytes", numel * self.dtype.itemsize)
 
+    @property
+    def stored(self) -> int:
+        """Bytes that are read of its file for it."""
+        return self.nbytes if self.packed is None else self.packed
+
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
 
 
 def total_bytes(infos: Iterable[TensorInfo]) -> int:
-    """The sum of their sizes, in bytes."""
-    return sum(info.nbytes for info in infos)
+    """The sum of their sizes where they are stored, in bytes."""
+    return sum(info.stored for info in infos)
 
 
 def width_of_rows(shape: Sequence[int], vectors: str = "row") -> int:

@@ -39,7 +39,8 @@ class DequantisedCheckpoint(Checkpoint):
         for key, info in checkpoint.tensors.items():
             name = names.get(key)
             if name is not None:
-                self.tensors[name] = TensorInfo(DType.F32, quantised[name].shape, DType.BF16)
+                size = sum(part.nbytes for part in quantised[name].infos.values())
+                self.tensors[name] = TensorInfo(DType.F32, quantised[name].shape, DType.BF16, size)
             elif key not in hidden:
                 self.tensors[key] = info
         self._last: tuple[str, int, Floats] | None = None
@@ -88,13 +89,6 @@ class DequantisedCheckpoint(Checkpoint):
     def view_of(self) -> str:
         """That numbers are read, and as what."""
         return f"dequantised {self.checkpoint.view_of()}"
-
-    def stored_bytes(self, key: str) -> int:
-        """Bytes that a tensor takes in its file, with what belongs to it."""
-        one = self.quantised.get(key)
-        if one is None:
-            return self.checkpoint.tensors[key].nbytes
-        return sum(info.nbytes for info in one.infos.values())
 
     def small_parts(self) -> Iterator[tuple[str, tuple[TensorInfo, list[float]]]]:
         """Markers and scales of inputs: small tensors that stand beside quantised ones, with their numbers."""
