@@ -51,6 +51,6 @@ def test_only_floating_point_numbers_are_merged() -> None:
 
 
 def test_sizes_are_those_of_the_format() -> None:
-    sizes = {1: "F8_E4M3 F8_E5M2 I8 U8 BOOL", 2: "F16 BF16 I16 U16", 4: "F32 I32 U32", 8: "F64 I64 U64"}
+    sizes = {1: "F8_E4M3 F8_E5M2 F8_E8M0 I8 U8 BOOL", 2: "F16 BF16 I16 U16", 4: "F32 I32 U32", 8: "F64 I64 U64"}
     for size, names in sizes.items():
         assert {dtype.name for dtype in DType if dtype.itemsize == size} == set(names.split())

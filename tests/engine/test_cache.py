@@ -120,6 +120,20 @@ def test_a_model_that_changed_is_another(tmp_path: Path, write_model: Callable[.
     assert all(torch.equal(found[key], due[key]) for key in SIZES)
 
 
+def test_the_same_content_is_known_wherever_it_lies(tmp_path: Path, write_model: Callable[..., Path]) -> None:
+    paths = [write_model(tmp_path / name, tensors(seed)) for seed, name in enumerate(("a", "b"))]
+    cache = rm.Cache()
+    read(rm.slerp(*map(rm.model, paths), alpha=0.3), cache=cache)
+    misses = cache.misses
+    moved = [write_model(tmp_path / "elsewhere" / path.name, tensors(seed)) for seed, path in enumerate(paths)]
+    found, _ = read(rm.slerp(*map(rm.model, moved), alpha=0.6), cache=cache)
+    os.utime(paths[0])
+    again, _ = read(rm.slerp(*map(rm.model, paths), alpha=0.6), cache=cache)
+    held, _ = read(rm.slerp(rm.model(tensors(0)), rm.model(tensors(1)), alpha=0.6), cache=cache)
+    assert cache.misses == misses
+    assert all(torch.equal(found[key], one[key]) for one in (again, held) for key in SIZES)
+
+
 def test_what_a_method_prepares_is_kept(models: list[Any]) -> None:
     cache = rm.Cache()
     mix = METHODS["prepared_mix"]
@@ -205,7 +219,7 @@ def test_what_prepares_says_so_in_full() -> None:
         return a
 
     with pytest.raises(
-        RecipeError, match="`prepares`, an argument `prepared: Prepared` and cut 'tensor' belong together"
+        RecipeError, match="`prepares`, an argument `prepared: Prepared` and cut 'tensor' or 'row' belong"
     ):
         merge_method(cut="tensor")(whole)
     with pytest.raises(RecipeError, match="belong together"):

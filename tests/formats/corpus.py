@@ -145,7 +145,7 @@ def safetensors_cases() -> list[Case]:
         _header("a refusal of a long name", {"n" * 500_000: {}}, "(of 500000 characters)"),
         _raw("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "failed download"),
         _raw("a page of HTML", b"<!DOCTYPE html><html>not found</html>" * 9, "failed download"),
-        _raw("a GGUF file", b"GGUF\3\0\0\0" + b"\0" * 64, "it is a GGUF file"),
+        _raw("an old GGUF file", b"GGUF\1\0\0\0" + b"\0" * 64, "is GGUF version 1"),
         _raw("an HDF5 file", b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "it is an HDF5 file"),
         _raw("a numpy array", b"\x93NUMPY\1\0" + b"\0" * 64, "it is a numpy array"),
         _raw("a file in gzip", b"\x1f\x8b\x08" + b"\0" * 64, "compressed with gzip"),

@@ -27,6 +27,7 @@ TORCH_TYPES = {
     DType.BF16: torch.bfloat16,
     DType.F8_E4M3: torch.float8_e4m3fn,
     DType.F8_E5M2: torch.float8_e5m2,
+    DType.F8_E8M0: torch.float8_e8m0fnu,
     DType.I64: torch.int64,
     DType.I32: torch.int32,
     DType.I16: torch.int16,

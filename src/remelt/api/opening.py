@@ -21,6 +21,7 @@ from remelt.errors import ModelNameError, Problem, RemeltError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import locate_model
 from remelt.formats.memory import MemoryCheckpoint
+from remelt.formats.quantised import dequantised
 from remelt.recipe.node import AdapterUse, Model, Vocabulary
 
 
@@ -117,7 +118,7 @@ def _open(
         identity = (path.resolve(), model.space, model.sha256, model.layers, model.vocabulary, model.adapter)
         if identity in known:
             return identity, None
-        checkpoint = opened._files.enter_context(_open_locked(path, model, folders))
+        checkpoint = opened._files.enter_context(dequantised(_open_locked(path, model, folders)))
         label = (checkpoint.path or path).name
     if model.layers is not None:
         checkpoint = view_of_layers(checkpoint, model.layers, label)

@@ -17,11 +17,25 @@ from remelt.errors import OptionError
 
 _DEVICE = re.compile(r"cpu|mps|(?:cuda|xpu)(?::[0-9]+)?")
 
-DECISIVE = ("compute_dtype", "dialect", "dtype", "ignore_unused", "missing", "modelspec", "nonfinite", "title")
+DECISIVE = (
+    "compute_dtype",
+    "dialect",
+    "dtype",
+    "ignore_unused",
+    "keep_quantisation",
+    "missing",
+    "modelspec",
+    "nonfinite",
+    "scaled",
+    "title",
+)
 """Options that decide what a result is, beside its recipe: where they are not the default, it carries them too."""
 
 if TYPE_CHECKING:
     from remelt.engine.cache import Cache
+
+QUANTISED = "q8_0"
+"""What is no element type, but may be asked for where the result is a GGUF file."""
 
 PathLike = str | os.PathLike[str]
 
@@ -33,6 +47,9 @@ class MergeOptions:
     - ``models_dirs``: folders where models are looked up by name, after the recipe's own.
     - ``compute_dtype``: ``float32`` or ``float64``; what arithmetic is done in.
     - ``dtype``: element type of the results; by default each tensor keeps its own.
+    - ``scaled``: whether linear layers are stored as ``dtype``, an eight-bit one, with scales; what else there is keeps
+      its own type.
+    - ``keep_quantisation``: whether tensors that the first model has quantised are quantised again in its way.
     - ``device``: ``cpu``, ``cuda``, ``cuda:1``, ``xpu``, ``mps``.
     - ``threads``: how many; by default one a core, at most 8.
     - ``memory``: bytes, or text as in ``4GiB``; by default a quarter of what is available.
@@ -55,6 +72,8 @@ class MergeOptions:
     models_dirs: Sequence[PathLike] = ()
     compute_dtype: str = "float32"
     dtype: str | None = None
+    scaled: bool = False
+    keep_quantisation: bool = False
     device: str = "cpu"
     threads: int | None = None
     memory: int | str | None = None
@@ -83,6 +102,12 @@ class MergeOptions:
             )
         if self.stored is not None and not self.stored.is_float:
             raise OptionError(f"a result's weights are floating-point numbers, but dtype is {self.dtype!r}")
+        if self.scaled and self.stored not in (DType.F8_E4M3, DType.F8_E5M2):
+            raise OptionError(
+                f"scales go with numbers of eight bits, but dtype is {self.dtype!r}", hint="--dtype fp8_e4m3fn --scaled"
+            )
+        if self.scaled and self.keep_quantisation:
+            raise OptionError("a result is scaled anew, or keeps the quantisation of its first model, but not both")
         if not _DEVICE.fullmatch(self.device):
             raise OptionError(f"device is cpu, cuda, cuda:1, xpu or mps, but got {self.device!r}")
         if self.threads is not None and self.threads < 1:
@@ -112,8 +137,8 @@ class MergeOptions:
 
     @property
     def stored(self) -> DType | None:
-        """The results' element type, or None for each tensor's own."""
-        return None if self.dtype is None else DType.parse(self.dtype)
+        """The results' element type, or None for each tensor's own, or where it is one of GGUF."""
+        return None if self.dtype is None or self.dtype.lower() == QUANTISED else DType.parse(self.dtype)
 
     @property
     def memory_bytes(self) -> int | None:

@@ -14,6 +14,7 @@ from remelt.formats.layout import OutputLayout, file_layout, folder_layout
 from remelt.planning.plan import PlannedOutput
 
 SUFFIX = ".safetensors"
+GGUF = ".gguf"
 _WEIGHTS = (
     ".safetensors",
     ".bin",
@@ -31,11 +32,12 @@ _LARGEST_COMPANION = 2**28
 
 def output_path(output: Path, *, folder: bool) -> Path:
     """The output's path: a folder as it is; a file ends in ``.safetensors``, which a bare name is given."""
-    if output.suffix == SUFFIX:
+    if output.suffix == SUFFIX or (output.suffix == GGUF and not output.is_dir()):
         return output
-    if output.suffix in (".ckpt", ".pt", ".pth", ".bin", ".gguf") and not output.is_dir():
+    if output.suffix in (".ckpt", ".pt", ".pth", ".bin") and not output.is_dir():
         raise OptionError(
-            f"results are written as safetensors, but the output is {output.name}", hint=f"-o {output.stem}{SUFFIX}"
+            f"results are written as safetensors or GGUF, but the output is {output.name}",
+            hint=f"-o {output.stem}{SUFFIX}",
         )
     return output if folder else output.with_name(output.name + SUFFIX)
 
@@ -45,7 +47,7 @@ def refuse_output(path: Path, overwrite: bool) -> None:
     occupied = path.is_file() or (path.is_dir() and not is_unfinished_folder(path))
     if occupied and not overwrite:
         raise OutputError(f"{path} exists", hint="--overwrite replaces it, once the new one is complete")
-    if path.suffix == SUFFIX and path.is_dir():
+    if path.suffix in (SUFFIX, GGUF) and path.is_dir():
         raise OutputError(f"{path} is a folder", hint="give a file's name")
     parent = nearest_folder(path.parent)
     if not parent.is_dir():

@@ -18,10 +18,12 @@ from remelt.api.dialect_views import (
     wanted_dialect,
 )
 from remelt.api.embedding import portable_text
+from remelt.api.encodings import Encodings, kept_encodings, scaled_encodings
+from remelt.api.gguf_outputs import GgufEncodings, gguf_encodings
 from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
 from remelt.api.opening import Opened, open_models
-from remelt.api.options import MergeOptions
-from remelt.api.outputs import SUFFIX, companions_of, lay_out, refuse_full_disk, refuse_output
+from remelt.api.options import QUANTISED, MergeOptions
+from remelt.api.outputs import GGUF, SUFFIX, companions_of, lay_out, refuse_full_disk, refuse_output
 from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
 from remelt.api.token_views import TokenAlignedCheckpoint
@@ -189,6 +191,7 @@ class _Group:
         self.bases = {index: opened.bases[index] for index in used if index in opened.bases}
         self.spelling = IN_FULL
         self.excused: frozenset[str] = frozenset()
+        self.encodings = Encodings()
 
     def prepare(self, outputs: Sequence[Path | None], texts: Sequence[str]) -> PreparedGroup:
         order = [index for root in self.roots for index in (*self.weights_of(root), *self.graph.models_of(root))]
@@ -210,6 +213,8 @@ class _Group:
         report = self.check()
         if self.form is not None:
             report = self.form.tasks(report)
+        else:
+            report = self.encoded(report, outputs)
         planned = [
             self.output(place, report, outputs[position], texts[position])
             for place, position in enumerate(self.positions)
@@ -240,7 +245,7 @@ class _Group:
             problems += check_donors(self.graph, self.graph.reachable(root), self.inputs, self.spelling)
         _refuse(list(dict.fromkeys(problems)), self.graph)
         missing: Any = self.options.missing
-        options = KeyOptions(missing, self.options.stored, self.excused)
+        options = KeyOptions(missing, None if self.options.scaled else self.options.stored, self.excused)
         reports = [
             check_keys(self.graph, [root], self.inputs_of(root), layout, options, self.masses)
             for root, layout in zip(self.roots, layouts, strict=True)
@@ -258,6 +263,28 @@ class _Group:
             )
         _refuse(problems, self.graph)
         return report
+
+    def encoded(self, report: KeyReport, outputs: Sequence[Path | None]) -> KeyReport:
+        """The report with the tasks of results that are quantised, or GGUF files."""
+        options, paths = self.options, [outputs[position] for position in self.positions]
+        is_gguf = any(path is not None and path.suffix == GGUF for path in paths)
+        if options.dtype is not None and options.dtype.lower() == QUANTISED and not is_gguf:
+            raise OptionError(f"{options.dtype} is a type of GGUF files", hint="-o NAME.gguf")
+        if not (is_gguf or options.scaled or options.keep_quantisation):
+            return report
+        if len(self.roots) > 1:
+            raise OptionError("recipes that share models are merged together, but quantised one by one")
+        (root,) = self.roots
+        tensors = {key: info for task in report.tasks for _, key, info in task.outputs}
+        first, folder = self.first_of(root), self.small_files(root)
+        if is_gguf:
+            keep = options.keep_quantisation
+            self.encodings = gguf_encodings(tensors, first, folder, options.dtype, keep=keep)
+        elif options.scaled and options.stored is not None:
+            self.encodings = scaled_encodings(tensors, options.stored, folder)
+        else:
+            self.encodings = kept_encodings(tensors, first.checkpoint, first.label)
+        return self.encodings.tasks(report, self.inputs)
 
     def output(self, place: int, report: KeyReport, path: Path | None, text: str) -> PlannedOutput:
         """One result: its tensors in order, and their layout where it goes to disk."""
@@ -285,6 +312,8 @@ class _Group:
             metadata[OPTIONS_KEY] = json.dumps(self.options.decisive)
         if self.form is not None:
             return PlannedOutput(str(path), space, tensors, self.form.lay_out(tensors, metadata, path))
+        if isinstance(self.encodings, GgufEncodings):
+            return PlannedOutput(str(path), space, tensors, self.encodings.lay_out(tensors, metadata, path))
         stem = stem_of(self.first_of(root).detection.arch, self.spelling)
         layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes, stem)
         return PlannedOutput(str(path), space, tensors, layout)
@@ -309,7 +338,7 @@ class _Group:
             if isinstance(given.checkpoint, TokenAlignedCheckpoint):
                 found = with_vocabulary(found, given.checkpoint.shared)
                 break
-        yield from found
+        yield from self.encodings.companions(found)
 
     def small_files(self, root: int) -> Path | None:
         """The folder whose configurations and tokenizers belong to one result, and whose weight files it names."""

@@ -100,6 +100,11 @@ def _recompute(
             f"{path.name} was joined of adapters' factors, and its recipe makes the same difference of others",
             hint="without --recipe, header, checksum and numbers are verified",
         )
+    if checkpoint.format == "gguf":
+        raise OptionError(
+            f"{path.name} is a GGUF file: what its recipe makes is not compared with quantised tensors",
+            hint="merge the recipe inside to a safetensors file, and verify that",
+        )
     text, given = embedded(path)
     options = MergeOptions(models_dirs=tuple(models_dirs), **given)
     source = Source(read_recipe(text, path.name), path.parent, path.stem)

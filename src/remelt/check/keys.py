@@ -212,13 +212,13 @@ class _KeyCheck:
         facts, copied = kind.facts, kind.copied
         first = next(iter(found.values())).shape
         integral = () if copied else tuple((i, str(info.dtype)) for i, info in found.items() if not info.dtype.is_float)
-        alike = all(info.shape == first for info in found.values()) and not self.specialiser.shapes_change
+        alike = all(info.shape == first for info in found.values()) and not self.specialiser.asks_shapes
         shapes: dict[Place, Shape] | None = (
             None if alike and not integral else {(index, None): info.shape for index, info in found.items()}
         )
         signature = (
             tuple(found),
-            tuple([info.dtype for info in found.values()]),
+            tuple([(info.dtype, info.written) for info in found.values()]),
             copied,
             self.specialiser.selected(facts),
             self._shortcuts(kind),
@@ -289,7 +289,7 @@ class _KeyCheck:
     def _stored(self, index: int, key: str) -> DType:
         info = self.inputs[index].info(key)
         assert info is not None
-        return info.dtype
+        return info.written or info.dtype
 
     def _shape(self, key: str) -> tuple[int, ...]:
         return next(info.shape for given in self.inputs.values() if (info := given.info(key)) is not None)
@@ -309,7 +309,7 @@ class _KeyCheck:
         if settled == "first":
             info = first.info(key)
             assert info is not None
-            dtype = self._cast(info.dtype, key)
+            dtype = self._cast(info.written or info.dtype, key)
             program = self.specialiser.copy_of(weights[0], trouble.root)
             outputs = ((trouble.root, key, TensorInfo(dtype, info.shape)),)
             self.report.tasks.append(Task(key, program, (), info.shape, outputs, copy=True))

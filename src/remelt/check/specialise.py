@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remelt.archs.facts import KeyFacts
-from remelt.check.arguments import floating_type, refuse_by_key
+from remelt.check.arguments import finest, floating_type, refuse_by_key
 from remelt.check.bound import BoundGraph, Step
 from remelt.check.inputs import Input
 from remelt.check.kinds import Describe, NumberSlot, Place, Shape, Stranded
@@ -48,7 +48,7 @@ class Specialiser:
         self.slot_of: dict[tuple[int, str, int], int] = {}
         """The slot of an argument of a step, and of each number of a list."""
         self.selecting: list[int] = []
-        self.shapes_change = False
+        self.asks_shapes = False
         self.casts: dict[int, DType] = {}
         for index in steps:
             self._prepare(index, graph.steps[index])
@@ -59,7 +59,7 @@ class Specialiser:
         declaration = step.method.declaration
         if declaration.selects is not None:
             self.selecting.append(index)
-        self.shapes_change |= declaration.shape is not None
+        self.asks_shapes |= declaration.shape is not None or declaration.finer is not None
         for name, value in step.values:
             for place, item in enumerate(value if isinstance(value, tuple) else (value,)):
                 if isinstance(item, BlockWeights):
@@ -330,7 +330,8 @@ class _Walk:
         arguments, keywords = self.arguments(index, step, registers, key)
         cast = self.owner.casts.get(index)
         own_key = key if self.groups else None
-        applied = Apply(step.method, arguments, keywords, tuple(registers), own_key, cast, index, step.occurrence)
+        method = finest(step, [known for known in shapes if known is not None])
+        applied = Apply(method, arguments, keywords, tuple(registers), own_key, cast, index, step.occurrence)
         refuse_by_key(step, applied)
         first = next((state for state in operands if state.dtype != OWN), operands[0])
         dtype = cast if cast is not None else first.dtype

@@ -68,6 +68,12 @@ _MERGING = [
         "--compute-dtype", default="float32", show_default=True, metavar="TYPE", help="What arithmetic is done in."
     ),
     click.option("--dtype", metavar="TYPE", help="Element type of the output; by default each tensor keeps its own."),
+    click.option(
+        "--scaled", is_flag=True, help="With --dtype fp8_e4m3fn: linear layers with scales, all else in its own type."
+    ),
+    click.option(
+        "--keep-quantisation", is_flag=True, help="Store tensors that the first model has quantised in its way again."
+    ),
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or mps."),
     click.option("--threads", type=click.IntRange(min=1), help="By default one a core, at most 8."),
     click.option(
@@ -168,6 +174,8 @@ def merge_options(given: dict[str, Any], sources: Sequence[Source]) -> MergeOpti
         "models_dirs",
         "compute_dtype",
         "dtype",
+        "scaled",
+        "keep_quantisation",
         "device",
         "threads",
         "memory",

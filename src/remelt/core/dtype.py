@@ -21,6 +21,7 @@ class DType(enum.Enum):
     BF16 = ("BF16", 2, "float")
     F8_E4M3 = ("F8_E4M3", 1, "float")
     F8_E5M2 = ("F8_E5M2", 1, "float")
+    F8_E8M0 = ("F8_E8M0", 1, "scale")
     I64 = ("I64", 8, "int")
     I32 = ("I32", 4, "int")
     I16 = ("I16", 2, "int")
@@ -34,7 +35,7 @@ class DType(enum.Enum):
     itemsize: int
     """Bytes of one element."""
     is_float: bool
-    """Whether merging arithmetic applies; integers and booleans are only ever copied."""
+    """Whether merging arithmetic applies; integers, booleans and powers of two as scales are only ever copied."""
 
     def __init__(self, stored: str, itemsize: int, kind: str) -> None:
         self.itemsize, self.is_float = itemsize, kind == "float"
@@ -73,6 +74,8 @@ _NAMES: dict[str, DType] = {dtype.name.lower(): dtype for dtype in DType} | {
     "fp8_e4m3": DType.F8_E4M3,
     "fp8": DType.F8_E4M3,
     "float8_e5m2": DType.F8_E5M2,
+    "fp8_e4m3fn": DType.F8_E4M3,
+    "float8_e8m0fnu": DType.F8_E8M0,
     "fp8_e5m2": DType.F8_E5M2,
     "int64": DType.I64,
     "int32": DType.I32,

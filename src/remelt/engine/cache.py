@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +18,14 @@ from remelt.check.program import Apply, Bundle, Item, Load, Register
 from remelt.core.checksum import checksum
 from remelt.core.units import parse_bytes
 from remelt.engine.sweeps import plain_values
-from remelt.recipe.signature import names_asked
+from remelt.recipe.signature import Stage, names_asked, preparations
 
 if TYPE_CHECKING:
     from remelt.engine.tiles import TaskRun
+    from remelt.formats.checkpoint import Checkpoint
 
+_PART = 2**23
+"""Bytes of a tensor that are looked at together."""
 _NUMBERS = 1024
 """Bytes that an entry of numbers is reckoned at."""
 
@@ -40,6 +43,7 @@ class Cache:
         self.hits = 0
         self.misses = 0
         self._entries: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
+        self._contents: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Any:
@@ -68,6 +72,13 @@ class Cache:
             self._entries[key] = value, size
             self.held += size
 
+    def content(self, place: tuple[str, str], find: Callable[[], int]) -> int:
+        """The checksum of a tensor of a file, found once for as long as the file is not changed."""
+        known = self._contents.get(place)
+        if known is None:
+            known = self._contents[place] = find()
+        return known
+
     def clear(self) -> None:
         """Let go of everything."""
         with self._lock:
@@ -93,16 +104,16 @@ class Recall:
         for register, instruction, key in self._summing():
             found = self.cache.get(key)
             if found is not None:
-                (known.conclusions if _in_rounds(instruction) else known.sums)[register] = found
+                (known.conclusions if _keeps_conclusion(instruction) else known.sums)[register] = found
                 known.recalled.add(register)
 
     def keep_sums(self) -> None:
-        """Keep what was found of them for later merges: of several rounds, whose sums are large, what they come to."""
+        """Keep what was found of them for later merges: what they come to, where that depends on no other number."""
         known = self.run.known
         for register, instruction, key in self._summing():
             if register not in known.sums or register in known.recalled or self.run.spoiled:
                 continue
-            if _in_rounds(instruction):
+            if _keeps_conclusion(instruction):
                 self.cache.put(key, known.concluded(register, instruction, plain_values(instruction, self.run)))
             else:
                 self.cache.put(key, known.sums[register])
@@ -135,7 +146,7 @@ class Recall:
             if any(one.across for one in instruction.reductions):
                 continue
             functions: list[Any] = [one.function for one in instruction.reductions]
-            if _in_rounds(instruction):
+            if _keeps_conclusion(instruction):
                 functions.append(instruction.method.declaration.conclusion)
             yield register, instruction, self.key(register, *functions)
 
@@ -187,20 +198,51 @@ class Recall:
         return self._known[register]
 
     def _stored(self, load: Load) -> bytes:
-        """An input's tensor: by its file, or where it is in memory by its bytes."""
+        """An input's tensor: by its bytes, wherever it is."""
         key = load.key or self.run.task.key
         identity = self.identities.get(load.input)
         checkpoint = self.run.place.checkpoints[load.input]
         info = checkpoint.tensors[key]
-        if identity is None:
-            identity = f"{checksum(checkpoint.read(key)):016x}"
-        return f"{identity} {key} {info.dtype} {info.shape}".encode("utf-8", "surrogatepass")
+
+        def found() -> int:
+            return content_of(checkpoint, key, self.run.pause)
+
+        number = found() if identity is None else self.cache.content((identity, key), found)
+        return f"{number:016x} {info.dtype} {info.shape}".encode()
 
 
-def _in_rounds(instruction: Apply) -> bool:
-    """Whether rounds build on what those before them come to."""
-    asks = any("sums" in names_asked(one.function) for one in instruction.reductions)
-    return asks and instruction.method.declaration.conclusion is not None
+def stages(run: TaskRun, register: int, args: Sequence[Any], values: Mapping[str, Any]) -> list[Stage]:
+    """How a call prepares what it needs, of its operands or of its sums, where no earlier merge did."""
+    instruction, recall = run.program.instructions[register], run.recall
+    assert isinstance(instruction, Apply)
+
+    def as_kept(place: int, stage: Stage) -> Stage:
+        def made(before: Mapping[str, Any]) -> Mapping[str, Any]:
+            found: Mapping[str, Any] = run.asked(instruction, lambda: stage(before))
+            return found
+
+        return made if recall is None else lambda before: recall.prepared(register, place, lambda: made(before))
+
+    found = preparations(instruction.method, args, values, values.get("sums", {}))
+    return [as_kept(place, stage) for place, stage in enumerate(found)]
+
+
+def _keeps_conclusion(instruction: Apply) -> bool:
+    """Whether what sums come to is kept, and not they: rounds build on it, or no further number has a part in it."""
+    conclusion = instruction.method.declaration.conclusion
+    if conclusion is None:
+        return False
+    asked = {name for one in instruction.reductions for name in names_asked(one.function)}
+    return "sums" in asked or asked.issuperset(names_asked(conclusion))
+
+
+def content_of(checkpoint: Checkpoint, key: str, pause: Callable[[], None]) -> int:
+    """The checksum of a tensor's bytes, read part by part, with a pause between them."""
+    size, total = checkpoint.tensors[key].nbytes, 0
+    for begin in range(0, size, _PART):
+        pause()
+        total += checksum(checkpoint.read(key, begin, min(begin + _PART, size)), begin)
+    return total % 2**64
 
 
 def _digest(parts: list[bytes]) -> bytes:

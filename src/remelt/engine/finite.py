@@ -12,6 +12,10 @@ import torch
 HIGHEST_E4M3 = 464.0
 """The largest number that rounds to one of F8_E4M3, 448: what is larger becomes that, and no infinity."""
 
+_MOST = 0.5
+"""Share of what a merge changes in a tensor from which on its loss is told."""
+_SHOWN = 5
+
 NonFinite = Literal["error", "keep", "missing"]
 
 
@@ -58,6 +62,8 @@ class FiniteReport:
     inputs: dict[str, set[str]] = field(default_factory=dict)
     results: dict[str, str] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of results in few bits, how many elements the merge changes, and how many of these by less than half a step."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_input(self, label: str, key: str) -> None:
@@ -75,6 +81,12 @@ class FiniteReport:
         with self._lock:
             self.replaced[key] = label
 
+    def add_lost(self, key: str, changed: int, lost: int) -> None:
+        """So many elements of a part of a result are changed, and so many by less than half a step of its numbers."""
+        with self._lock:
+            before = self.steps.get(key, (0, 0))
+            self.steps[key] = before[0] + changed, before[1] + lost
+
     def describe(self) -> list[str]:
         """One line for each input and each result, keys in order."""
         lines = [
@@ -82,5 +94,14 @@ class FiniteReport:
             for label, keys in sorted(self.inputs.items())
         ]
         lines += [f"result: {key} overflows {dtype}" for key, dtype in sorted(self.results.items())]
+        shares = {key: lost / changed for key, (changed, lost) in self.steps.items() if lost > _MOST * changed}
+        if shares:
+            worst = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
+            named = ", ".join(f"{key} ({share:.0%})" for key, share in worst[:_SHOWN])
+            more = f" and {len(worst) - _SHOWN} more" if len(worst) > _SHOWN else ""
+            lines.append(
+                f"result: most of what the merge changes is less than half a step of the numbers stored, and lost, in "
+                f"{len(worst)} tensor{'s' if len(worst) != 1 else ''}: {named}{more}; --dtype bf16 keeps it"
+            )
         lines += [f"result: {key} taken from {label}" for key, label in sorted(self.replaced.items())]
         return lines

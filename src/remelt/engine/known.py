@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from remelt.check.program import Apply
 from remelt.core.tensor_info import width_of_rows
 from remelt.planning.cost import CHUNK, grain
 from remelt.recipe.method import ELEMENTS
-from remelt.recipe.signature import conclude, reduce_tile
+from remelt.recipe.signature import Prepared, Stage, conclude, reduce_tile
 
 Partials = dict[int, dict[str, Any]]
 """What a slice adds to the sums of each register with reductions, by name: numbers, or tensors."""
@@ -62,15 +63,17 @@ def add_chunks(
     size: int,
     shape: tuple[int, ...],
     rows: str,
+    *,
+    batched: bool,
 ) -> None:
     """Add a tile's partial sums, chunk by chunk: the chunks are the same for any tile size.
 
     ``number`` is that of the round, ``earlier`` what those before it came to; the tile has ``size`` elements, of a
-    tensor of that ``shape``, whose ``rows`` are those of its pass.
+    tensor of that ``shape``, whose ``rows`` are those of its pass, by the row or ``batched``.
     """
     method, reduction = instruction.method, instruction.reductions[number]
     by_row = method.declaration.cut == "row"
-    chunk = grain(shape, rows, sums=True) if by_row else CHUNK
+    chunk = grain(shape, rows, sums=True, batched=batched) if by_row else CHUNK
     width = width_of_rows(shape, method.declaration.vectors)
     for first in range(0, max(size, 1), chunk):
         part = [_slice(arg, first, first + chunk) for arg in args]
@@ -134,8 +137,12 @@ class Known:
 
     sums: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     conclusions: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    preparations: dict[int, Prepared] = field(default_factory=dict)
+    """What methods by row make of their sums, once a tensor."""
     recalled: set[int] = field(default_factory=set)
     """Registers whose sums an earlier merge has found: no pass is due for them."""
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """For what one thread concludes, and the others wait for."""
 
     def settle(self, fold: Fold, size: int) -> None:
         """A pass is complete: its sums over a tensor of that many elements, or over a sample of them, are known."""
@@ -157,5 +164,14 @@ class Known:
     def concluded(self, register: int, instruction: Apply, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the sums of a method come to, found once."""
         if register not in self.conclusions:
-            self.conclusions[register] = conclude(instruction.method, self.sums.get(register, {}), values)
+            with self.lock:
+                if register not in self.conclusions:
+                    self.conclusions[register] = conclude(instruction.method, self.sums.get(register, {}), values)
         return self.conclusions[register]
+
+    def prepared(self, register: int, make: Callable[[], list[Stage]]) -> Prepared:
+        """What a method by row prepares, of which each stage is made once."""
+        with self.lock:
+            if register not in self.preparations:
+                self.preparations[register] = Prepared(make(), self.lock)
+            return self.preparations[register]

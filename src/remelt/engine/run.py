@@ -196,6 +196,7 @@ class _Run:
 
     def work(self) -> None:
         try:
+            torch.set_num_threads(1)  # MKL counts its threads apart in each of ours, and bits depend on how many
             tally = self.tallies.mine()
             unit: Unit | None = None
             following: Sequence[Unit] = ()

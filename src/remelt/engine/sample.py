@@ -44,7 +44,7 @@ class Sample:
             self.targets.append(found[register].to(TORCH[target.dtype]).cpu())
         sums: dict[int, dict[str, torch.Tensor]] = {}
         for register, number in sweep.reductions:
-            methods.reduce(register, number, found, PADDING, sums.setdefault(register, {}), sweep.rows)
+            methods.reduce(register, number, found, PADDING, sums.setdefault(register, {}), sweep)
         self.sums = [sums[partial.register][partial.name].cpu() for partial in kernel.partials]
 
     def agrees(self, targets: Sequence[torch.Tensor], sums: Sequence[torch.Tensor] = ()) -> bool:

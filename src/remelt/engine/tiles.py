@@ -15,11 +15,12 @@ from remelt.core.dtype import DType
 from remelt.core.place import Place
 from remelt.core.random import Random
 from remelt.core.tensor_info import width_of_rows
-from remelt.engine.cache import Recall
+from remelt.engine.cache import Recall, stages
 from remelt.engine.copying import copy_bytes
 from remelt.engine.finite import is_finite, overflows, with_infinities
 from remelt.engine.known import Fold, Known, Partials, add_chunks
 from remelt.engine.language import Kernel
+from remelt.engine.steps import look_at_steps
 from remelt.engine.sweeps import plain_values, run_traced
 from remelt.engine.units import pieces, stretches
 from remelt.engine.workplace import Memory, Reader, Stopped, Workplace
@@ -27,7 +28,8 @@ from remelt.errors import MethodError, RemeltError
 from remelt.planning.cost import CHUNK
 from remelt.planning.passes import Pass, Sweep, WholeCall
 from remelt.planning.plan import PlannedTask
-from remelt.recipe.signature import Prepared, Stage, call_by_rows, preparations
+from remelt.recipe.declaration import LOST
+from remelt.recipe.signature import Prepared, call_by_rows
 from remelt.tensors import TORCH, byte_range, bytes_of
 
 
@@ -123,6 +125,7 @@ class TaskRun(Reader):
             for first, last in pieces(begin, end) if sweep.sampled else [(begin, end)]:
                 if executor is None or not run_traced(executor, self, first, last):
                     self.step(sweep, first, last, size)
+            look_at_steps(self, sweep, begin, end, size)
         tally.computing += perf_counter() - started - (tally.reading + tally.writing - others)
         found, self.partials, self.counts = self.partials, {}, None
         return found
@@ -131,14 +134,14 @@ class TaskRun(Reader):
         """Elements of a sweep method by method, as what could not be traced needs."""
         grain = self.planned.grain(sweep)
         tile = max(self.planned.cost.tile, CHUNK) if sweep.reductions else self.planned.cost.tile
-        tile = max(tile // grain, 1) * grain
+        tile = grain if sweep.batched else max(tile // grain, 1) * grain
         for begin in range(start, max(end, start + 1), tile):
             self.pause()
             finish = min(begin + tile, end)
             values = self.evaluate(sweep, begin, finish, size)
             for register, number in sweep.reductions:
                 sums = self.partials.setdefault(register, {})
-                self.reduce(register, number, values, finish - begin, sums, sweep.rows)
+                self.reduce(register, number, values, finish - begin, sums, sweep)
             for register in sweep.gathers:
                 self.whole[register].view(-1)[begin:finish] = values[register]
             for position in sweep.outputs:
@@ -294,6 +297,8 @@ class TaskRun(Reader):
             kwargs["random"] = Random(seed, name, key, begin, size, instruction.occurrence)
         if "place" in given:
             kwargs["place"] = Place(begin, self.shape_of(register))
+        if "prepared" in given and instruction.method.declaration.cut == "row":
+            kwargs["prepared"] = self.known.prepared(register, lambda: stages(self, register, (), kwargs))
 
     def shape_of(self, register: int) -> tuple[int, ...]:
         """The shape of a register's whole tensor."""
@@ -325,14 +330,15 @@ class TaskRun(Reader):
             ) from error
 
     def reduce(
-        self, register: int, number: int, values: Mapping[int, Any], size: int, sums: dict[str, torch.Tensor], rows: str
+        self, register: int, number: int, values: Mapping[int, Any], size: int, sums: dict[str, torch.Tensor], by: Sweep
     ) -> None:
         """Add a tile's partial sums."""
         instruction = self.program.instructions[register]
         assert isinstance(instruction, Apply)
         args, kwargs = self.arguments(instruction, values)
         earlier = self.known.so_far(register, instruction, kwargs)
-        add_chunks(sums, instruction, number, args, kwargs, earlier, size, self.shape_of(register), rows)
+        shape = self.shape_of(register)
+        add_chunks(sums, instruction, number, args, kwargs, earlier, size, shape, by.rows, batched=by.batched)
 
     def call(self, call: WholeCall) -> None:
         """A method on whole tensors, and the items of a method that returns several."""
@@ -343,10 +349,7 @@ class TaskRun(Reader):
         sized = first if isinstance(first, torch.Tensor) else first.get(self.key_of(instruction))
         self.give(instruction, call.register, kwargs, 0, 0 if sized is None else sized.numel())
         if "prepared" in instruction.method.given:
-            stages = preparations(instruction.method, args, kwargs)
-            kwargs["prepared"] = Prepared(
-                [self.prepared(call.register, place, stage) for place, stage in enumerate(stages)]
-            )
+            kwargs["prepared"] = Prepared(stages(self, call.register, args, kwargs))
         result = self.guard(instruction, args, kwargs)
         if isinstance(result, Mapping):
             self.keep_items(call.register, instruction, result)
@@ -355,19 +358,11 @@ class TaskRun(Reader):
         for register in call.drops:
             self.whole.pop(register, None)
 
-    def prepared(self, register: int, place: int, stage: Stage) -> Stage:
-        """A stage of what a method makes of its whole operands, which an earlier merge may have made."""
-        instruction, recall = self.program.instructions[register], self.recall
-        assert isinstance(instruction, Apply)
-
-        def made(before: Mapping[str, Any]) -> Mapping[str, Any]:
-            found: Mapping[str, Any] = self.asked(instruction, lambda: stage(before))
-            return found
-
-        return made if recall is None else lambda before: recall.prepared(register, place, lambda: made(before))
-
     def keep_items(self, register: int, instruction: Apply, result: Mapping[str, Any]) -> None:
         """The tensors that a method of cut ``model`` returned, each to the register that stands for it."""
+        if LOST in result:
+            changed, lost = result[LOST].tolist()
+            self.place.report.add_lost(self.task.key, int(changed), int(lost))
         for index, item in enumerate(self.program.instructions):
             if isinstance(item, Item) and item.register == register:
                 if item.key not in result:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
@@ -23,6 +24,8 @@ class Checkpoint(ABC):
     format: str
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    quantised: Mapping[str, Any] = {}
+    """Tensors whose bytes are no numbers, as the format says, with what these stand for."""
     inherited: Mapping[str, str] = {}
     """Metadata that a file that is written of it alone has, too."""
 
@@ -82,7 +85,6 @@ _RECIPES = (".mecha", ".remelt")
 _RECIPE = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s*+(?:#[^\n]*+\n)?+)*+version[ \t]*+\d")
 _TEXT = ("it is text, as a failed download leaves it", "download it again; git lfs pull fetches what a pointer names")
 _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"GGUF", "it is a GGUF file, which holds quantised tensors", "merge the weights that it was made from"),
     (0, b"\x89HDF", "it is an HDF5 file, as Keras writes", "convert it to safetensors"),
     (0, b"\x93NUMPY", "it is a numpy array", "save a dict of arrays with safetensors.numpy.save_file"),
     (0, b"\x1f\x8b", "it is compressed with gzip", "unpack it"),
@@ -99,7 +101,7 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a model by what it is, whatever its suffix: a folder, a zip archive of pickles, or safetensors.
+    """Open a model by what it is, whatever its suffix: a folder, a zip archive of pickles, GGUF, or safetensors.
 
     Raises `FormatError` for a file that is malformed, hostile, or none of these.
     """
@@ -120,6 +122,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise FormatError(f"{str(path)!r} cannot be the name of a file") from None
     if start[8:9] == b"{":  # a header's length, then its JSON: whatever the length's bytes happen to spell
         return SafetensorsCheckpoint(path)
+    if start[:4] == b"GGUF":
+        from remelt.formats.gguf import GgufCheckpoint
+
+        return GgufCheckpoint(path)
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         from remelt.formats.pickle import PickleCheckpoint
 

@@ -1,6 +1,7 @@
 """The merge methods, one function each, in files by family, whose first lines say what lives there.
 
-`selection` (thresholds by rank) and `gram` (products of operands) are what several families compute with.
+`selection` (thresholds by rank), `gram` (products of operands), `turning` (orthogonal matrices) and `tall` (matrices
+that are streamed by rows) are what several families compute with.
 `METHODS` finds them by name, ours by folder and third parties' by the entry-point group ``remelt.methods`` or
 ``--plugin``. Importing this package does not import torch; looking a method up does.
 """
@@ -16,11 +17,11 @@ from remelt.recipe.method import Method
 
 
 def methods_of(module: ModuleType) -> Mapping[str, Method[..., Any]]:
-    """The merge methods that a module declares itself, by name."""
+    """The merge methods that a module declares itself, by name; not those that it keeps under a private one."""
     return {
         value.name: value
-        for value in vars(module).values()
-        if isinstance(value, Method) and value.function.__module__ == module.__name__
+        for variable, value in vars(module).items()
+        if isinstance(value, Method) and value.function.__module__ == module.__name__ and not variable.startswith("_")
     }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from remelt.core.random import Random
+from remelt.methods.tall import columns_of, rank_of, sides, streamed_range, streamed_truncation
 from remelt.recipe.method import Bindings, Delta, Integer, Number, Prepared, Text, merge_method
 
 _RANK: dict[str, Any] = {"rank": (0.0, math.inf), "share": (0.0, math.inf)}
@@ -35,7 +36,7 @@ def _directions(delta: Tensor, *, method: str) -> Mapping[str, Tensor]:
 
 def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     """Operations, counted as those of one thread that makes ten thousand millions of them a second."""
-    least, most = _sides(shapes[0])
+    least, most = sides(shapes[0])
     rank, share = values.get("rank"), values.get("share")
     if share == 0.0 and isinstance(rank, int) and not 0 < rank < least:
         return 0.0
@@ -46,7 +47,7 @@ def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
 
 def _workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     """Bytes that it holds: matrices of the smaller side, and parts of the whole one."""
-    least, most = _sides(shapes[0])
+    least, most = sides(shapes[0])
     if values.get("method", "gram") == "svd":
         return 8.0 * (4.0 * least * most + 8.0 * least**2)
     return 8.0 * (5.0 * least**2 + 4.0 * max(_CHUNK, _LEAST * least))
@@ -54,6 +55,7 @@ def _workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
 
 @merge_method(
     cut="tensor",
+    finer=streamed_truncation,
     prepares=_directions,
     limits=_RANK | {"method": ("gram", "svd")},
     work=_work,
@@ -74,7 +76,8 @@ def truncate_rank(
     With ``method`` "gram" the directions come from the products of the rows (or of the columns, if they are fewer) in
     float64: several times faster than a singular value decomposition, and as exact, unless the last singular value kept
     is below 1e-8 of the first. "svd" decomposes the matrix itself, in float64. `truncate_rank_randomised` is faster
-    than both for ranks that are a small share. The directions found are kept in a cache, and serve other ranks.
+    than both for ranks that are a small share. The directions found are kept in a cache, and serve other ranks. Tensors
+    four times as high as wide are streamed by "gram", and read twice.
 
     Spaces: a delta gives a delta.
 
@@ -91,17 +94,9 @@ def truncate_rank(
     return _projected(delta.flatten(1), prepared["vectors"], kept).reshape(delta.shape)
 
 
-def _columns(shape: Sequence[int], values: Bindings) -> int:
-    """Columns of the random numbers: as many as the rank, and some more; 0 where another way is taken."""
-    least, _ = _sides(shape)
-    rank, share, more = (values.get(name, 0) for name in ("rank", "share", "oversampling"))
-    columns = int((round(least * share) if share > 0.0 else max(rank, 0)) + max(more, 0))
-    return 0 if 2 * columns >= least else columns
-
-
 def _randomised_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     """As above: products with that many columns, and orthonormal bases of them."""
-    (least, most), columns = _sides(shapes[0]), _columns(shapes[0], values)
+    (least, most), columns = sides(shapes[0]), columns_of(shapes[0], values)
     if not columns:
         return _work(shapes, {**values, "method": "gram"})
     passes = 2.0 + 2.0 * float(values.get("iterations", 4))
@@ -110,9 +105,9 @@ def _randomised_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> flo
 
 def _randomised_workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     """Bytes that it holds: some matrices of that many columns."""
-    least, most = _sides(shapes[0])
+    least, most = sides(shapes[0])
     known = {"rank", "share", "oversampling"} <= values.keys()
-    columns = _columns(shapes[0], values) if known else least // 2
+    columns = columns_of(shapes[0], values) if known else least // 2
     of_range = 8.0 * 6.0 * (least + most) * columns
     return of_range if known and columns else max(of_range, _workspace(shapes, {}))
 
@@ -122,7 +117,7 @@ def _range(
 ) -> Mapping[str, Tensor]:
     """The two factors of the nearest matrix within a range found at random; none where that way is not taken."""
     kept = _kept(delta, rank, share)
-    columns = _columns(delta.shape, {"rank": rank, "share": share, "oversampling": oversampling})
+    columns = columns_of(delta.shape, {"rank": rank, "share": share, "oversampling": oversampling})
     if kept is None or not columns:
         return {}
     work = _lying(delta.flatten(1))
@@ -142,6 +137,7 @@ def _range(
 
 @merge_method(
     cut="tensor",
+    finer=streamed_range,
     prepares=_range,
     limits=_RANK | {"iterations": (0.0, math.inf), "oversampling": (0.0, math.inf)},
     work=_randomised_work,
@@ -166,6 +162,7 @@ def truncate_rank_randomised(
     Its error is above the least by less than 1 % for ranks of up to an eighth of the full one, and less with more
     ``iterations``. Tensors that `truncate_rank` leaves as they are stay so here; where that many columns are half of
     the full rank or more, the result is that of `truncate_rank`, which is faster then. The factors are kept in a cache.
+    Tensors four times as high as wide are streamed, and read 3 + iterations times.
 
     Spaces: a delta gives a delta. For large matrices and small ranks: it costs 2 + 2 iterations products of the matrix
     with one of that many columns.
@@ -190,7 +187,7 @@ def truncate_rank_randomised(
 
 def _kronecker_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     """As above, for the matrix that the tensor is arranged to."""
-    least, _ = _sides(shapes[0])
+    least, _ = sides(shapes[0])
     if not least:
         return 0.0
     rows, _, columns, _ = _factors(shapes[0], values.get("ratio", 0.5))
@@ -199,7 +196,7 @@ def _kronecker_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> floa
 
 def _kronecker_workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
     """Bytes that it holds: the tensor in another arrangement twice, and what its decomposition takes."""
-    if not _sides(shapes[0])[0]:
+    if not sides(shapes[0])[0]:
         return 0.0
     rows, _, columns, _ = _factors(shapes[0], values.get("ratio", 0.5))
     outer = rows * columns
@@ -260,16 +257,8 @@ def _kept(delta: Tensor, rank: int, share: float) -> int | None:
     if delta.dim() < 2 or not delta.numel():
         return None
     full = min(delta.shape[0], math.prod(delta.shape[1:]))
-    kept = max(round(full * share) if share > 0.0 else rank, 0)
+    kept = rank_of(full, rank, share)
     return kept if kept < full else None
-
-
-def _sides(shape: Sequence[int]) -> tuple[int, int]:
-    """The smaller and the greater side of a tensor's matrix; none if it has none."""
-    if len(shape) < 2 or not math.prod(shape):
-        return 0, 0
-    sides = (shape[0], math.prod(shape[1:]))
-    return min(sides), max(sides)
 
 
 def _lying(rows: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from remelt.methods.tall import streamed_rotation
+from remelt.methods.turning import frames_of, move, planes_between, turns
 from remelt.recipe.method import Bindings, Number, Prepared, Same, merge_method
 
 _CHUNK = 2**18
 """Elements that are taken to float64 at a time."""
-_HALF_TURN = 1e-6
-"""Sine of an angle near a half turn below which round-off alone would tell which way to turn."""
 _OUTSIDE = 1e-13
 """Share of a matrix's squared norm that is outside of a space by round-off."""
 
@@ -36,9 +36,7 @@ def _frames(a: Tensor, b: Tensor, *, centralization: float) -> Mapping[str, Tens
             products.addmm_((one[rows].double() - starts[0]).T, other[rows].double() - starts[1])
     if not bool(products.isfinite().all()):
         return {}
-    u, values, vh = torch.linalg.svd(products)
-    rank = int((values > values[:1] * len(values) * torch.finfo(values.dtype).eps).sum())
-    u, v = u[:, :rank], vh[:rank].T
+    u, v = frames_of(products)
     if len(one) < one.shape[1]:
         u, v = here @ u, there @ v
     return {"here": u, "there": v}
@@ -46,10 +44,7 @@ def _frames(a: Tensor, b: Tensor, *, centralization: float) -> Mapping[str, Tens
 
 def _planes(a: Tensor, b: Tensor, *, prepared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The planes in which the nearest proper rotation turns, and by which angles, within ``basis`` if there is one."""
-    here, there, basis = _within(prepared["here"], prepared["there"])
-    vectors, across, angles = _turned(_rotation(here, there, proper=True))
-    found = {"vectors": vectors, "across": across, "angles": angles}
-    return found if basis is None else {**found, "basis": basis}
+    return planes_between(prepared["here"], prepared["there"])
 
 
 def _workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
@@ -76,7 +71,12 @@ def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
 
 
 @merge_method(
-    cut="tensor", prepares=(_frames, _planes), work=_work, faster="alignment=1 and alpha=0", workspace=_workspace
+    cut="tensor",
+    finer=streamed_rotation,
+    prepares=(_frames, _planes),
+    work=_work,
+    faster="alignment=1 and alpha=0",
+    workspace=_workspace,
 )
 def rotate(
     a: Same,
@@ -102,7 +102,7 @@ def rotate(
     For models that drifted apart by more than a step of fine-tuning. It costs a singular value decomposition of the
     rows' width, or of their number if that is less; a fractional ``alignment`` of wide matrices one of up to twice
     their number: seconds to minutes for a large matrix, in float64. The directions and planes found are kept in a
-    cache, and serve other numbers.
+    cache, and serve other numbers. Matrices four times as high as wide are streamed, and read three times.
 
     Source: orthogonal Procrustes (Schönemann 1966); sd-mecha, rotate.
 
@@ -122,31 +122,14 @@ def rotate(
         ahead = _ahead(one, starts[0], middle, here, there)
         if ahead is not None:
             return ahead.reshape(a.shape)
-    if alignment == round(alignment):
-        here, there, basis = _within(here, there)
-        rotation = _rotation(here, there, proper=False)
-        onwards = _power(rotation, alignment)
-        back = onwards @ rotation.T if alpha else None
-    else:
-        vectors, across, angles = (prepared[name] for name in ("vectors", "across", "angles"))
-        basis = prepared.get("basis")
-        onwards = _at(vectors, across, angles * alignment)
-        back = _at(vectors, across, angles * (alignment - 1.0)) if alpha else None
+    onwards, back, basis = turns(here, there, prepared, alignment, alpha)
     rotated = torch.empty_like(one)
     for rows in _parts(one):
-        moved = (1.0 - alpha) * _moved(one[rows].double() - starts[0], onwards, basis)
+        moved = (1.0 - alpha) * move(one[rows].double() - starts[0], onwards, basis)
         if back is not None:
-            moved += alpha * _moved(other[rows].double() - starts[1], back, basis)
+            moved += alpha * move(other[rows].double() - starts[1], back, basis)
         rotated[rows] = moved + middle
     return rotated.reshape(a.shape)
-
-
-def _within(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Both frames, within a basis of what they span where that is less than all: what is beside it stays as it is."""
-    if 2 * here.shape[1] >= len(here):
-        return here, there, None
-    basis = torch.linalg.qr(torch.cat((here, there), 1)).Q
-    return basis.T @ here, basis.T @ there, basis
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:
@@ -177,62 +160,3 @@ def _parts(matrix: Tensor) -> Iterator[slice]:
     """Rows by the part."""
     step = max(_CHUNK // matrix.shape[1], 1)
     return (slice(begin, begin + step) for begin in range(0, len(matrix), step))
-
-
-def _moved(rows: Tensor, matrix: Tensor, basis: Tensor | None) -> Tensor:
-    """Rows times an orthogonal matrix, or one of a basis beside which nothing moves."""
-    if basis is None:
-        return rows @ matrix
-    within = rows @ basis
-    return rows + (within @ matrix - within) @ basis.T
-
-
-def _rotation(here: Tensor, there: Tensor, *, proper: bool) -> Tensor:
-    """The orthogonal matrix that turns one frame to another, and what is beside them as little as can be.
-
-    If it is to be ``proper``, and is a reflection, the direction of least weight is turned back.
-    """
-    rotation = here @ there.T
-    rank = here.shape[1]
-    if rank < len(here):
-        here, there = (torch.linalg.qr(frame, mode="complete").Q[:, rank:].clone() for frame in (here, there))
-        u, _, vh = torch.linalg.svd(here.T @ there)
-        here, there = here @ u, there @ vh.T
-        rotation += here @ there.T
-    if proper and float(torch.linalg.slogdet(rotation).sign) < 0.0:
-        rotation -= 2.0 * torch.outer(here[:, -1], there[:, -1])
-    return rotation
-
-
-def _power(rotation: Tensor, exponent: float) -> Tensor:
-    """An orthogonal matrix to a whole power."""
-    if exponent == 0.0:
-        return torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
-    if abs(exponent) == 1.0:
-        return rotation if exponent > 0.0 else rotation.T
-    power: Tensor = torch.linalg.matrix_power(rotation if exponent > 0.0 else rotation.T, int(abs(exponent)))
-    return power
-
-
-def _turned(rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions, those that they are turned towards, and by which angles.
-
-    The symmetric and the skew part of a rotation commute. So an eigenvector x of the one is turned by an angle within
-    the plane of x and y, where the skew part times x is the sine of that angle times y: nothing complex is needed.
-    """
-    cosines, vectors = torch.linalg.eigh((rotation + rotation.T) / 2.0)
-    across = (rotation - rotation.T) @ vectors / 2.0
-    sines = across.norm(dim=0)
-    half = (cosines < 0.0) & (sines < _HALF_TURN)
-    across /= sines.clamp(min=torch.finfo(sines.dtype).tiny)
-    across[:, half] = 0.0
-    pairs = vectors[:, half]  # half turns go in any plane: their directions are paired as they come
-    paired = torch.stack((pairs[:, 1::2], -pairs[:, : pairs.shape[1] // 2 * 2 : 2]), 2).flatten(1)
-    across[:, half.nonzero()[: paired.shape[1], 0]] = paired
-    return vectors, across, torch.where(half, math.pi, torch.atan2(sines, cosines))
-
-
-def _at(vectors: Tensor, across: Tensor, angles: Tensor) -> Tensor:
-    """The rotation that turns each direction by an angle of its own."""
-    rotation: Tensor = (vectors * angles.cos() + across * angles.sin()) @ vectors.T
-    return rotation

@@ -8,7 +8,7 @@ from typing import Any
 
 from remelt.check.keys import Task
 from remelt.check.program import Apply, Constant, Program
-from remelt.core.tensor_info import width_of_rows
+from remelt.core.tensor_info import batch_of_rows, width_of_rows
 from remelt.planning.passes import Schedule, Sweep, WholeCall
 
 TILE = 2**17
@@ -64,7 +64,16 @@ class CostModel:
         self.tile = tile
         self.longest = max(tile, CHUNK) if any(one.reductions for one in sweeps) else tile
         self.shapes = list(dict.fromkeys(one.shape for one in sweeps))
-        self.rows = list(dict.fromkeys((one.shape, one.rows, bool(one.reductions)) for one in sweeps if one.rows))
+        self.rows = list(
+            dict.fromkeys((one.shape, one.rows, bool(one.reductions), one.batched) for one in sweeps if one.rows)
+        )
+        self.concluding = [
+            instruction
+            for instruction in program.instructions
+            if isinstance(instruction, Apply)
+            and instruction.method.declaration.cut == "row"
+            and callable(instruction.method.declaration.workspace)
+        ]
         self.sums = [
             (instruction.method.declaration.held, program.shapes[register], _COPIES * len(instruction.operands))
             for register, instruction in enumerate(program.instructions)
@@ -85,13 +94,17 @@ class CostModel:
         """The cost of one task."""
         numel = math.prod(task.shape)
         largest = max([numel if shape is None else math.prod(shape) for shape in self.shapes], default=0)
-        rows = (grain(task.shape if shape is None else shape, vectors, sums=sums) for shape, vectors, sums in self.rows)
+        rows = (
+            grain(task.shape if shape is None else shape, vectors, sums=sums, batched=batched)
+            for shape, vectors, sums, batched in self.rows
+        )
         longest = max([self.longest, *rows])
         tiles = min(longest, max(largest, 1)) * self.live * self.itemsize
         held = sum(
             times * (size if isinstance(size, int) else size(task.shape if shape is None else shape))
             for size, shape, times in self.sums
         )
+        held += sum(_workspace_bytes(task, instruction) for instruction in self.concluding)
         memory = tiles + held + self.travels * min(DEVICE_TILE, max(largest, 1))
         if self.holds:
             memory += _whole_peak(task, self.passes, self.itemsize)
@@ -99,9 +112,15 @@ class CostModel:
         return Cost(memory, self.tile, numel * self.steps, tiles, heavy)
 
 
-def grain(shape: tuple[int, ...], vectors: str = "row", *, sums: bool = False) -> int:
-    """Elements at multiples of which rows and 8 bytes of any type begin together; with ``sums``, their chunks, too."""
-    rows = math.lcm(width_of_rows(shape, vectors), 8)
+def grain(shape: tuple[int, ...], vectors: str = "row", *, sums: bool = False, batched: bool = False) -> int:
+    """Elements at multiples of which rows and 8 bytes of any type begin together; with ``sums``, their chunks, too.
+
+    Where rows are ``batched``, those of a batch, which is a chunk then.
+    """
+    width = width_of_rows(shape, vectors)
+    if batched:
+        return width * batch_of_rows(width)
+    rows = math.lcm(width, 8)
     return max(CHUNK // rows, 1) * rows if sums else rows
 
 
@@ -163,9 +182,16 @@ def _call_bytes(call: WholeCall, task: Task, sizes: list[int]) -> int:
     assert isinstance(instruction, Apply)
     workspace = instruction.method.declaration.workspace
     if callable(workspace):
-        return int(workspace(*_known(task, instruction))) + _result_bytes(call, task, sizes)
+        return _workspace_bytes(task, instruction) + _result_bytes(call, task, sizes)
     largest = max((sizes[operand] for operand in instruction.operands), default=0)
     return int(workspace * largest) + _result_bytes(call, task, sizes)
+
+
+def _workspace_bytes(task: Task, instruction: Apply) -> int:
+    """What a call holds beside operands and result, by its own account in bytes."""
+    workspace = instruction.method.declaration.workspace
+    assert callable(workspace)
+    return int(workspace(*_known(task, instruction)))
 
 
 def _result_bytes(call: WholeCall, task: Task, sizes: list[int]) -> int:

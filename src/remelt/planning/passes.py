@@ -23,8 +23,8 @@ class Sweep:
     positions among the program's outputs to write. ``frees`` lists, for each instruction of ``order``, the registers
     that are no longer needed after it. ``live`` is the most registers held at a time; ``drops`` are gathered registers
     that no later pass needs. ``sampled`` where it needs to look at some elements only, ``due`` where it is
-    counted on that it takes a pass over all. ``rows`` where its tiles are whole rows: what vectors are. ``across``
-    where its one round adds up over all tensors, which is done before.
+    counted on that it takes a pass over all. ``rows`` where its tiles are whole rows: what vectors are; ``batched``
+    where they are batches of rows. ``across`` where its one round adds up over all tensors, which is done before.
     """
 
     order: tuple[int, ...]
@@ -38,6 +38,7 @@ class Sweep:
     sampled: bool = False
     due: bool = True
     rows: Vectors | Literal[""] = ""
+    batched: bool = False
     across: bool = False
 
 
@@ -200,6 +201,7 @@ class _Scheduler:
             live -= len(freed)
         rounds = [self._round(register, number) for register, number in reductions]
         only = bool(rounds) and not gathers and not outputs
+        rowed = [*(one for one in order if one not in self.whole), *(one for one, _ in reductions)]
         return Sweep(
             tuple(order),
             tuple(reductions),
@@ -210,7 +212,8 @@ class _Scheduler:
             shape,
             sampled=only and all(one.sampled for one in rounds),
             due=not only or any(self._is_due(one) for one in rounds),
-            rows=self._rows([*(one for one in order if one not in self.whole), *(one for one, _ in reductions)]),
+            rows=self._rows(rowed),
+            batched=any(self._batches(register) for register in rowed),
         )
 
     def _rows(self, registers: Iterable[int]) -> Vectors | Literal[""]:
@@ -222,11 +225,15 @@ class _Scheduler:
         }
         if len(found) < 2:
             return found.pop() if found else ""
-        return "row"  # in which both columns and lines are whole
+        return "row"  # in which columns, lines and kernels are whole
 
     def _cuts_rows(self, register: int) -> bool:
         instruction = self.program.instructions[register]
         return isinstance(instruction, Apply) and instruction.method.declaration.cut == "row"
+
+    def _batches(self, register: int) -> bool:
+        instruction = self.program.instructions[register]
+        return isinstance(instruction, Apply) and instruction.method.declaration.batched
 
     def _round(self, register: int, number: int) -> Reduction:
         instruction = self.program.instructions[register]

@@ -42,7 +42,7 @@ class PlannedTask:
         if not sweep.rows:
             return 1
         shape = self.task.shape if sweep.shape is None else sweep.shape
-        return grain(shape, sweep.rows, sums=bool(sweep.reductions))
+        return grain(shape, sweep.rows, sums=bool(sweep.reductions), batched=sweep.batched)
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,10 @@ class _Streamed:
 
     def bytes_read(self, key: str, tensors: Mapping[int, Mapping[str, TensorInfo]]) -> int:
         """Bytes that one task reads, each sweep over a tensor counted."""
-        read = sum([tensors[load.input][load.key or key].nbytes * count for load, count in self.reads])
+        read = sum([tensors[load.input][load.key or key].stored * count for load, count in self.reads])
         for load, count in self.samples:
             info = tensors[load.input][load.key or key]
-            read += min(SAMPLE * info.dtype.itemsize, info.nbytes) * count
+            read += min(SAMPLE * info.dtype.itemsize, info.stored) * count
         return read
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from remelt.archs.facts import KeyFacts
+    from remelt.recipe.method import Method
 
     AnyTensor = Tensor
 else:
@@ -20,8 +21,9 @@ else:
 
 Cut = Literal["element", "row", "tensor", "model"]
 
-Vectors = Literal["row", "column", "line"]
-"""What a method of cut ``row`` works on: the first dimension's rows, columns across them, lines of the last one."""
+Vectors = Literal["row", "column", "line", "kernel"]
+"""What a method of cut ``row`` works on: the first dimension's rows, columns across them, lines of the last one, or
+the kernels of a convolution, which of a tensor that has none are its rows."""
 
 
 Mass = float | None
@@ -76,7 +78,12 @@ class Declaration:
     - ``cut``: ``element`` (any slice of the flattened tensors gives the same slice of the result), ``row`` (functions
       get matrices, of the first dimension against all others, and any rows of them give the same rows of the result; a
       tensor of one dimension is one row, or with ``vectors`` "column" one column; with "line" rows are of the last
-      dimension alone), ``tensor`` (needs whole tensors), ``model`` (needs several keys).
+      dimension alone, with "kernel" of a convolution's kernel), ``tensor`` (needs whole tensors), ``model`` (needs
+      several keys).
+    - ``batched``: for cut ``row``, that rows are multiplied by matrices: functions get batches of them that do not
+      depend on the tiles, as the bits of such products depend on how many rows there are.
+    - ``finer``: for cut ``tensor``, from the operands' shapes and the plain arguments, a method of the same arguments
+      and of cut ``row`` that makes the call there; None where none does.
     - ``reductions``: rounds of functions that give partial sums of a tile, added up over the whole tensor; each
       returns small tensors by name, and may ask for ``sums`` of the rounds before, or what a conclusion makes of them.
       A `Reduction` says more of a round. How many elements the tensor has is among the sums, as ``elements``.
@@ -87,6 +94,7 @@ class Declaration:
     - ``prepares``: for cut ``tensor``, what of a call depends on the operands, and on those plain arguments alone that
       it names: tensors by name, which are kept for further merges where there is a cache. A function, or several, each
       of which may ask for what those before it ``prepared``, and is called when something of it is first looked for.
+      For cut ``row`` these get no operands, but may ask for ``sums``, and are called once a tensor.
     - ``shortcuts``: numbers at which an operand is the result.
     - ``identities``: operands that are the result where all others are zero.
     - ``limits``: what plain arguments may be, by name: the texts among which to choose, or the least and the greatest
@@ -108,11 +116,14 @@ class Declaration:
       matrices), from the operands' shapes and the plain arguments: time is told from it.
     - ``faster``: what to do instead where that takes long.
     - ``workspace``: peak of temporary memory beside operands and result, in multiples of one operand; for cut
-      ``tensor`` also a function of the operands' shapes and the plain arguments that gives bytes.
+      ``tensor`` also a function of the operands' shapes and the plain arguments that gives bytes. For cut ``row`` such
+      a function gives the bytes of what is concluded and prepared, and of making that.
     """
 
     cut: Cut
     vectors: Vectors = "row"
+    batched: bool = False
+    finer: Callable[[Sequence[tuple[int, ...]], Bindings], Method[..., Any] | None] | None = None
     reductions: Sequence[Reduction] = ()
     reduces: Callable[[Bindings], bool | Sequence[Reduction]] | None = None
     conclusion: Callable[..., Mapping[str, float]] | None = None
@@ -159,3 +170,5 @@ class Declaration:
 
 ELEMENTS = "elements"
 """The name of the number of elements among the sums."""
+LOST = "lost"
+"""What a method that gives several tensors calls the share of elements of which its result takes no notice."""

@@ -248,8 +248,12 @@ def _validate(method: Method[..., Any]) -> None:
     refuse = f"method {method.name}: "
     if declaration.cut not in ("element", "row", "tensor", "model"):
         raise RecipeError(f"{refuse}cut is element, row, tensor or model, but got {declaration.cut!r}")
-    if callable(declaration.workspace) and declaration.cut != "tensor":
-        raise RecipeError(f"{refuse}a `workspace` by shape is for cut 'tensor'")
+    if callable(declaration.workspace) and declaration.cut not in ("row", "tensor"):
+        raise RecipeError(f"{refuse}a `workspace` by shape is for cut 'tensor' or 'row'")
+    if declaration.batched and declaration.cut != "row":
+        raise RecipeError(f"{refuse}batches are of rows, but its cut is {declaration.cut!r}")
+    if declaration.finer is not None and declaration.cut != "tensor":
+        raise RecipeError(f"{refuse}a finer cut is of a method of cut 'tensor'")
     if declaration.cut == "row" and declaration.shape is not None:
         raise RecipeError(f"{refuse}a method of cut 'row' keeps the shape of its operands")
     if not method.tensor_parameters:
@@ -259,9 +263,11 @@ def _validate(method: Method[..., Any]) -> None:
     if bool(declaration.reductions) != ("sums" in method.given):
         raise RecipeError(f"{refuse}reductions and an argument `sums: Sums` belong together")
     if bool(declaration.prepares) != ("prepared" in method.given) or (
-        declaration.prepares and declaration.cut != "tensor"
+        declaration.prepares and declaration.cut not in ("row", "tensor")
     ):
-        raise RecipeError(f"{refuse}`prepares`, an argument `prepared: Prepared` and cut 'tensor' belong together")
+        raise RecipeError(
+            f"{refuse}`prepares`, an argument `prepared: Prepared` and cut 'tensor' or 'row' belong together"
+        )
     if (declaration.conclusion or declaration.reduces) and not declaration.reductions:
         raise RecipeError(f"{refuse}a conclusion needs reductions")
     if declaration.reduces is not None and declaration.conclusion is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from remelt.core.nearest import nearest_hint
 from remelt.core.place import Place
-from remelt.core.tensor_info import width_of_rows
+from remelt.core.tensor_info import batch_of_rows, width_of_rows
 from remelt.errors import RecipeError, Span
 from remelt.recipe.blocks import BlockWeights, Search
 from remelt.recipe.method import ELEMENTS, Method, MethodParameter, Reduction
@@ -243,7 +245,7 @@ def apply_to_tensors(method: Method[..., Any], args: Sequence[Any], kwargs: Mapp
     if "place" in method.given and "place" not in given:
         given["place"] = Place(0, tuple(args[0].shape))
     if "prepared" in method.given and "prepared" not in given:
-        given["prepared"] = Prepared(preparations(method, args, given))
+        given["prepared"] = Prepared(preparations(method, args, given, given.get("sums", {})))
     return call_by_rows(method, args, given) if method.declaration.cut == "row" else method.function(*args, **given)
 
 
@@ -254,34 +256,48 @@ Stage = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 class Prepared(Mapping[str, Any]):
     """What a method prepares, each stage made when it is first looked for: some numbers need none of it."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], lock: AbstractContextManager[Any] | None = None) -> None:
         self._stages = list(stages)
         self._made: dict[str, Any] = {}
         self._first = True
+        self._lock = lock or nullcontext()
 
     def _advance(self) -> None:
-        self._made.update(self._stages.pop(0)(self._made))
+        self._made.update(self._stages[0](self._made))
+        del self._stages[0]
         self._first = False
 
     def __getitem__(self, name: str) -> Any:
-        while name not in self._made and self._stages:
-            self._advance()
+        if name not in self._made:
+            with self._lock:
+                while name not in self._made and self._stages:
+                    self._advance()
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        if self._first:
-            self._advance()
-        return iter(tuple(self._made))
+        with self._lock:
+            if self._first:
+                self._advance()
+            return iter(tuple(self._made))
 
     def __len__(self) -> int:
         return len(tuple(iter(self)))
 
 
-def preparations(method: Method[..., Any], args: Sequence[Any], values: Mapping[str, Any]) -> list[Stage]:
-    """What a method makes of its whole operands before its plain arguments count, but for those that it asks for."""
+def preparations(
+    method: Method[..., Any],
+    args: Sequence[Any],
+    values: Mapping[str, Any],
+    sums: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Stage]:
+    """What a method makes of its whole operands before its plain arguments count, but for those that it asks for.
+
+    A method of cut ``row`` makes it of its ``sums``.
+    """
+    operands = () if method.declaration.cut == "row" else args
 
     def stage(function: Callable[..., Mapping[str, Any]]) -> Stage:
-        return lambda made: function(*args, **_asked(method, function, values, {}, made))
+        return lambda made: function(*operands, **_asked(method, function, values, sums, made))
 
     return [stage(function) for function in method.declaration.prepares]
 
@@ -291,12 +307,27 @@ def call_by_rows(method: Method[..., Any], args: Sequence[Any], kwargs: Mapping[
     shape = args[0].shape
     width = width or width_of_rows(shape, method.declaration.vectors)
     rows = [_as_rows(value, width) for value in args]
-    result = method.function(*rows, **{name: _as_rows(value, width) for name, value in kwargs.items()})
+    named = {name: _as_rows(value, width) for name, value in kwargs.items()}
+    step = batch_of_rows(width) if method.declaration.batched else 0
+    if 0 < step < len(rows[0]):
+        result = rows[0].new_empty(rows[0].shape)
+        for begin in range(0, len(rows[0]), step):
+            batch = slice(begin, begin + step)
+            result[batch] = method.function(
+                *(_some_rows(value, batch) for value in rows),
+                **{name: _some_rows(value, batch) for name, value in named.items()},
+            )
+    else:
+        result = method.function(*rows, **named)
     return result.reshape(shape) if hasattr(result, "reshape") and result.numel() == args[0].numel() else result
 
 
 def _as_rows(value: Any, width: int) -> Any:
     return value.reshape(-1, width) if hasattr(value, "reshape") else value
+
+
+def _some_rows(value: Any, rows: slice) -> Any:
+    return value[rows] if hasattr(value, "reshape") else value
 
 
 def reduce_tile(
