@@ -280,3 +280,28 @@ def test_a_plan_counts_the_bytes_that_files_have(tmp_path: Path) -> None:
     assert size - 16 <= planned.bytes_read <= size
     assert planned.inputs[0].size == planned.bytes_read
     assert planned.bytes_written > 1.5 * size  # BF16
+
+
+def test_a_scaled_file_is_merged_again_with_its_options_or_with_others(files: list[Path], tmp_path: Path) -> None:
+    out = rm.merge(rm.weighted_sum(*files), tmp_path / "out.safetensors", dtype="fp8", scaled=True)
+    again = rm.merge(out)
+    assert {key: (tensor.dtype, tensor.shape) for key, tensor in again.items()} == {
+        key: (tensor.dtype, tensor.shape) for key, tensor in load_file(out).items()
+    }
+    assert {tensor.dtype for tensor in rm.merge(out, dtype="fp16").values()} == {torch.float16}
+
+
+def test_inspect_tells_how_tensors_are_quantised(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from remelt.cli.main import run
+
+    rm.merge(rm.model(files[0]), tmp_path / "s.safetensors", dtype="fp8", scaled=True)
+    assert run(["inspect", str(tmp_path / "s.safetensors")]) == 0
+    shown = capsys.readouterr().out
+    assert "quantised   4 F8_E4M3 with a scale\n" in shown
+    assert "scale_weight" not in shown.partition("recipe")[0]
+    pytest.importorskip("gguf")
+    rm.merge(rm.model(files[0]), tmp_path / "g.gguf", dtype="q8_0")
+    assert run(["inspect", str(tmp_path / "g")]) == 0  # by its name alone
+    assert "quantised   5 Q8_0\n" in capsys.readouterr().out

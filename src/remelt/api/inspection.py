@@ -7,7 +7,7 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from remelt.archs.facts import layout
 from remelt.core.tensor_info import total_bytes
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import config_path, locate_model, models_folders
+from remelt.formats.quantised import dequantised
 from remelt.recipe.method import Method
 from remelt.version import __version__
 
-EXTRAS = {"demo": "sklearn", "test": "pytest", "check": "ruff", "docs": "mkdocs"}
+EXTRAS = {"demo": "sklearn", "gguf": "gguf", "test": "pytest", "check": "ruff", "docs": "mkdocs"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Inspection:
     nonfinite: tuple[str, ...] | None
     adapter: Mapping[str, int] | None = None
     """For an adapter, how many modules there are of each kind and rank; components and blocks are a model's."""
+    quantised: Mapping[str, int] = field(default_factory=dict)
+    """How many tensors are quantised, by how; components and blocks are those of what they stand for."""
 
 
 def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, ...] = ()) -> Inspection:
@@ -54,8 +57,12 @@ def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, 
     """
     folders = models_folders([Path(folder) for folder in models_dirs])
     with open_checkpoint(locate_model(str(path), [Path.cwd(), *folders])) as checkpoint:
-        found = detect(checkpoint.tensors)
-        described = layout(tuple(checkpoint.tensors), found.arch, found.spelling)
+        model = checkpoint if is_adapter(checkpoint.tensors) else dequantised(checkpoint)
+        found = detect(model.tensors)
+        described = layout(tuple(model.tensors), found.arch, found.spelling)
+        quantised: dict[str, int] = {}
+        for one in model.quantised.values():
+            quantised[one.described] = quantised.get(one.described, 0) + 1
         dtypes: dict[str, int] = {}
         for info in checkpoint.tensors.values():
             dtypes[info.dtype.name] = dtypes.get(info.dtype.name, 0) + 1
@@ -74,6 +81,7 @@ def inspect(path: PathLike, *, deep: bool = False, models_dirs: tuple[PathLike, 
             recipe=checkpoint.metadata.get(RECIPE_KEY),
             nonfinite=find_nonfinite(checkpoint) if deep else None,
             adapter=_kinds(checkpoint) if is_adapter(checkpoint.tensors) else None,
+            quantised=quantised,
         )
 
 

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from remelt.api.fingerprint import fingerprint, identities
-from remelt.api.options import MergeOptions, PathLike
+from remelt.api.options import MergeOptions, PathLike, over_carried
 from remelt.api.outputs import output_path
 from remelt.api.prepare import Prepared, PreparedGroup, prepare
 from remelt.api.recipes import Source, load_recipe
@@ -120,7 +120,7 @@ def asked(recipe: object, output: object, options: Mapping[str, Any]) -> tuple[S
         if name not in known:
             raise OptionError(f"a merge has no option {name!r}", hint=nearest_hint(name, known))
     source = load_recipe(recipe)
-    return source, MergeOptions(**{**source.options, **options})
+    return source, over_carried(source.options, options)
 
 
 def prepare_merges(sources: Sequence[Source], outputs: Sequence[PathLike | None], options: MergeOptions) -> Prepared:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from remelt.api.modelspec import refuse_entries
 from remelt.core.dtype import DType
@@ -149,6 +149,17 @@ class MergeOptions:
     def shard_bytes(self) -> int | None:
         """The largest shard in bytes, where one was given."""
         return None if self.max_shard_size is None else _bytes(self.max_shard_size)
+
+
+def over_carried(carried: Mapping[str, Any], given: Mapping[str, Any]) -> MergeOptions:
+    """The options that are given, and where they are not, those that a file with a recipe was made with.
+
+    Another element type goes without the scales of the one before.
+    """
+    found = {**carried, **given}
+    if "dtype" in given and "scaled" not in given:
+        found.pop("scaled", None)
+    return MergeOptions(**found)
 
 
 def _bytes(amount: int | str) -> int:

@@ -37,6 +37,9 @@ def command(file: str, deep: bool, models_dirs: tuple[Path, ...], as_json: bool,
     types = ", ".join(f"{count} {dtype}" for dtype, count in sorted(found.dtypes.items()))
     blocks = "" if found.adapter is not None else f", {found.blocks} blocks"
     click.echo(f"tensors     {found.tensors} ({types}), {format_bytes(found.size)}{blocks}")
+    if found.quantised:
+        listed = ", ".join(f"{count} {what}" for what, count in sorted(found.quantised.items()))
+        click.echo(f"quantised   {listed}")
     if found.adapter is None:
         click.echo("components  " + ", ".join(f"{name} {count}" for name, count in found.components.items()))
     for key, value in sorted(found.metadata.items()):

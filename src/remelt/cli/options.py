@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from remelt.api.options import MergeOptions
+from remelt.api.options import MergeOptions, over_carried
 from remelt.api.recipes import Source
 from remelt.errors import OptionError
 
@@ -195,7 +195,7 @@ def merge_options(given: dict[str, Any], sources: Sequence[Source]) -> MergeOpti
     if given["modelspec"]:
         given = {**given, "modelspec": split_pairs(given["modelspec"], "--modelspec")}
     chosen = {name: given[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
-    return MergeOptions(**{**dict(*carried[:1]), **chosen})
+    return over_carried(dict(*carried[:1]), chosen)
 
 
 def load_plugins(paths: tuple[Path, ...]) -> None:

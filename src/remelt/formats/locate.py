@@ -13,7 +13,7 @@ from remelt.core.nearest import nearest
 from remelt.errors import ModelNameError, OptionError
 from remelt.formats.tensor_names import is_text, shown
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _MOST_ENTRIES = 200_000
 _MOST_COMPARED = 20_000
 _MOST_LISTED = 20
