@@ -18,13 +18,15 @@ from remelt.api.dialect_views import (
 )
 from remelt.api.embedding import portable_text
 from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
+from remelt.api.mixture_views import Style, with_parts
+from remelt.api.mixtures import Assembled
 from remelt.api.modelspec import model_spec
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
 from remelt.api.outputs import SUFFIX, companions_of, lay_out, refuse_full_disk, refuse_output
 from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
-from remelt.api.token_views import TokenAlignedCheckpoint
+from remelt.api.token_views import shared_vocabulary
 from remelt.api.vocabulary import with_vocabulary
 from remelt.archs.dialects import IN_FULL, ORIGINAL
 from remelt.archs.facts import layout as arch_layout
@@ -46,6 +48,7 @@ from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
 from remelt.recipe.adapter import ADAPTER, AdapterForm, expand_adapters, peel
 from remelt.recipe.layers import LAYERS, STACK, expand_layers
 from remelt.recipe.method import Method
+from remelt.recipe.mixture import BASE, MIXTURE, expand_mixtures
 from remelt.recipe.node import Call, Model, Node
 from remelt.recipe.signature import name_all_models
 from remelt.recipe.vocabulary import ALIGN, expand_vocabularies
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 
 EXECUTOR_KEY = "remelt_executor"
 CHECKSUM_KEY = "remelt_checksum"
+_VIEWS = (LAYERS, STACK, ALIGN, ADAPTER, MIXTURE)
 
 
 @dataclass(frozen=True)
@@ -146,11 +150,9 @@ def _with_fallback(recipe: Node, options: MergeOptions) -> Node:
 
 def _with_views(recipe: Node, methods: Mapping[str, Method[..., Any]]) -> Node:
     """The recipe with models of which a part is read, or rows in another order, as views of themselves."""
-    if not any(
-        isinstance(node, Call) and node.method in (LAYERS, STACK, ALIGN, ADAPTER) for node in topological(recipe)
-    ):
+    if not any(isinstance(node, Call) and node.method in _VIEWS for node in topological(recipe)):
         return recipe
-    return expand_layers(expand_vocabularies(expand_adapters(name_all_models(recipe, methods))))
+    return expand_mixtures(expand_layers(expand_vocabularies(expand_adapters(name_all_models(recipe, methods)))))
 
 
 def _refuse(problems: Sequence[Problem], graph: BoundGraph) -> None:
@@ -185,6 +187,8 @@ class _Group:
         self.bases = {index: opened.bases[index] for index in used if index in opened.bases}
         self.spelling = IN_FULL
         self.excused: frozenset[str] = frozenset()
+        self.styles: dict[int, Style] = {}
+        """Those of results that are mixtures of experts."""
 
     def prepare(self, outputs: Sequence[Path | None], texts: Sequence[str]) -> PreparedGroup:
         order = [index for root in self.roots for index in (*self.weights_of(root), *self.graph.models_of(root))]
@@ -196,6 +200,9 @@ class _Group:
             compute, ignore = self.options.compute, self.options.ignore_unused
             self.inputs = with_adapters(self.inputs, order, self.bases, compute, self.problems, ignore_unused=ignore)
             _refuse(self.problems, self.graph)
+        for root in self.roots:
+            self.inputs, style = with_parts(self.inputs, self.graph.models_of(root))
+            self.styles |= {} if style is None else {root: style}
         dialect = wanted_dialect(self.options.dialect, own, self.inputs[order[0]])
         if self.form is not None:
             dialect = self.form.settle(self.inputs[order[0]])
@@ -242,6 +249,9 @@ class _Group:
             for root, layout in zip(self.roots, layouts, strict=True)
         ]
         report = reports[0] if len(reports) == 1 else join_reports(reports)
+        for place, root in enumerate(self.roots):
+            if root in self.styles and report.tasks:
+                problems += self.mixture(root, tensors_of(report, place)).problems()
         problems += problems_of(report, list(self.inputs.values()))
         for root, found in zip(self.roots, reports, strict=True):
             if not found.tasks and not problems:
@@ -258,9 +268,7 @@ class _Group:
     def output(self, place: int, report: KeyReport, path: Path | None, text: str) -> PlannedOutput:
         """One result: its tensors in order, and their layout where it goes to disk."""
         root = self.roots[place]
-        tensors: dict[str, TensorInfo] = {
-            key: info for task in report.tasks for index, key, info in task.outputs if index == place
-        }
+        tensors = tensors_of(report, place)
         space = name_of(self.masses[root]) or "weight"
         if path is None:
             return PlannedOutput(None, space, tensors, None)
@@ -291,13 +299,20 @@ class _Group:
             return
         found: list[tuple[Path | bytes, str]] = list(companions_of(self.small_files(root), output))
         parts = [given for given in self.inputs_of(root).values() if given.model.layers is not None]
+        parts = [given for given in parts if given.model.part is None or given.model.part.role == BASE]
         if parts:
             found = [(restacked(content, parts) if name == CONFIG else content, name) for content, name in found]
         for given in self.inputs_of(root).values():
-            if isinstance(given.checkpoint, TokenAlignedCheckpoint):
-                found = with_vocabulary(found, given.checkpoint.shared)
+            if (shared := shared_vocabulary(given.checkpoint)) is not None:
+                found = with_vocabulary(found, shared)
                 break
+        if root in self.styles:
+            found = self.mixture(root, output.tensors).configured(found, CONFIG)
         yield from found
+
+    def mixture(self, root: int, tensors: Mapping[str, TensorInfo]) -> Assembled:
+        """The mixture of experts that one result is."""
+        return Assembled(self.styles[root], list(self.inputs_of(root).values()), tensors)
 
     def small_files(self, root: int) -> Path | None:
         """The folder whose configurations and tokenizers belong to one result, and whose weight files it names."""
@@ -364,6 +379,11 @@ class _Group:
             yield f"{argument} by default for {len(keys)} keys that no weight speaks for: {fold_keys(keys)}"
         for label, count in report.idle.items():
             yield f"{label}: {count} tensors are not read, and not checked for NaN, as a weight makes them idle"
+
+
+def tensors_of(report: KeyReport, place: int) -> dict[str, TensorInfo]:
+    """The tensors of one result, in order."""
+    return {key: info for task in report.tasks for index, key, info in task.outputs if index == place}
 
 
 def _version() -> str:
