@@ -317,6 +317,53 @@ def test_tokens_are_the_bases_whatever_the_experts_have(dense: Callable[[str], l
     assert told(tmp_path / "out")["vocab_size"] == 64
 
 
+EXPERTS = """
+base_model: {0}
+gate_mode: random
+dtype: float32
+experts_per_token: 3
+experts:
+  - {{source_model: {1}, residual_scale: 0.5}}
+  - {{source_model: {2}, positive_prompts: [unused]}}
+  - {{source_model: {3}}}
+  - {{source_model: {4}}}
+"""
+
+
+@pytest.mark.parametrize(("family", "style"), STYLED)
+def test_the_same_as_mergekits_but_for_the_random_router(
+    family: str, style: str, dense: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    yaml = pytest.importorskip("yaml")
+    pytest.importorskip("mergekit")
+    from mergekit.merge import MergeOptions
+    from mergekit.moe import ALL_OUTPUT_ARCHITECTURES
+    from mergekit.moe.config import MoEMergeConfig
+
+    paths = dense(family)
+    text = EXPERTS.format(*paths)
+    if style == "qwen2_moe":
+        text += f"shared_experts: [{{source_model: {paths[1]}, residual_scale: 0.25}}]\narchitecture: Qwen MoE\n"
+    (tmp_path / "config.yml").write_text(text, encoding="utf-8")
+    ours = merged(tmp_path / "config.yml", tmp_path / "ours")
+    config = MoEMergeConfig.model_validate(yaml.safe_load(text))
+    kinds = {"mixtral": "Mixtral", "qwen2_moe": "Qwen MoE", "qwen3_moe": "Qwen3 MoE"}
+    (writer,) = [kind for kind in ALL_OUTPUT_ARCHITECTURES if kind.name() == kinds[style]]
+    gates = [torch.randn(4, HIDDEN) for _ in range(LAYERS)]
+    options = MergeOptions(copy_tokenizer=False, quiet=True)
+    writer.write_model(str(tmp_path / "theirs"), config, options, gates, [gate[:1] for gate in gates])
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    found, due = (load(tmp_path / name) for name in ("ours", "theirs"))
+    assert found.config.num_experts_per_tok == due.config.num_experts_per_tok == 3
+    states = found.state_dict(), due.state_dict()
+    biases = {key for key in states[1] if key.endswith("_proj.bias")} if family in ("llama", "mistral") else set()
+    assert states[0].keys() == states[1].keys() - biases  # zeros there, which this configuration does without
+    for key, value in states[0].items():
+        if "gate.weight" not in key:
+            torch.testing.assert_close(value, states[1][key], rtol=0.0, atol=0.0, msg=key)
+    assert ours.is_dir()
+
+
 def problem_of(recipe: Any) -> str:
     with pytest.raises((RecipeError, CheckError)) as caught:
         rm.plan(recipe)

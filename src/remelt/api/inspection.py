@@ -26,7 +26,15 @@ from remelt.formats.locate import config_path, locate_model, models_folders
 from remelt.recipe.method import Method
 from remelt.version import __version__
 
-EXTRAS = {"demo": "sklearn", "test": "pytest", "check": "ruff", "docs": "mkdocs"}
+EXTRAS = {
+    "demo": "sklearn",
+    "draw": "networkx",
+    "mergekit": "yaml",
+    "router": "transformers",
+    "test": "pytest",
+    "check": "ruff",
+    "docs": "mkdocs",
+}
 
 
 @dataclass(frozen=True)
