@@ -14,9 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import remelt as rm
-from remelt.api.mixture_views import FAMILIES
+from remelt.api.mixture_views import FAMILIES, RouterCheckpoint, Style, with_parts
+from remelt.api.opening import open_models
+from remelt.check.bound import bind_recipes
 from remelt.cli.main import run
 from remelt.errors import CheckError, RecipeError
+from remelt.methods import METHODS
+from remelt.recipe.mixture import expand_mixtures
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -272,6 +276,22 @@ def test_routers_are_drawn_by_seed_and_place(dense: Callable[[str], list[Path]],
     assert not torch.cat(gates(router="zero")).any()
 
 
+@pytest.mark.parametrize("router", ["random", "uniform_random", "zero"])
+def test_a_drawn_router_is_the_same_in_parts(router: str, dense: Callable[[str], list[Path]]) -> None:
+    base, a, b, *_ = dense("qwen2")
+    expanded = expand_mixtures(rm.mixture_of_experts(base, a, b, router=router, seed=3))
+    with open_models(bind_recipes([expanded], METHODS, ["."]), []) as opened:
+        inputs, style = with_parts(opened.inputs, list(opened.inputs))
+        assert style == Style("qwen2_moe")
+        (drawn,) = [one.checkpoint for one in inputs.values() if isinstance(one.checkpoint, RouterCheckpoint)]
+        assert len(drawn.tensors) == 2 * LAYERS
+        for key, info in drawn.tensors.items():
+            whole = bytes(drawn.read(key))
+            assert len(whole) == info.nbytes
+            for start, stop in ((0, 4), (4, 60), (6, 27), (info.nbytes - 3, None), (8, 8)):
+                assert bytes(drawn.read(key, start, stop)) == whole[start:stop]
+
+
 def test_a_router_is_of_the_bases_type_and_may_be_that_of_another_mixture(tmp_path: Path) -> None:
     base = write_dense(tmp_path / "base", "llama", 0, torch.bfloat16)
     first = merged(rm.mixture_of_experts(base, base, base, seed=4), tmp_path / "first")
@@ -446,3 +466,30 @@ def test_mixtures_of_different_numbers_are_not_merged(dense: Callable[[str], lis
     found = rm.merge(rm.weighted_sum(two, rm.mixture_of_experts(base, b, a), alpha=0.5))
     own = [tensors(path)["model.layers.0.mlp.up_proj.weight"] for path in (a, b)]
     torch.testing.assert_close(found["model.layers.0.block_sparse_moe.experts.0.w3.weight"], (own[0] + own[1]) / 2)
+
+
+def test_a_configuration_of_mergekit_with_prompts_has_a_hole_for_its_router(
+    dense: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    pytest.importorskip("yaml")
+    base, a, b, *_ = dense("llama")
+    text = f"base_model: {base}\nexperts:\n  - {{source_model: {a}}}\n  - {{source_model: {b}}}\n"
+    (tmp_path / "config.yml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match="parameter 'router' is still open"):
+        rm.plan(tmp_path / "config.yml")
+    gates = {f"model.layers.{layer}.mlp.gate.weight": torch.randn(2, HIDDEN) for layer in range(LAYERS)}
+    recipe = rm.compose(tmp_path / "config.yml", router=rm.model(gates, name="gates"))
+    found = rm.merge(recipe)
+    for layer in range(LAYERS):
+        gate = gates[f"model.layers.{layer}.mlp.gate.weight"]
+        assert torch.equal(found[f"model.layers.{layer}.block_sparse_moe.gate.weight"], gate)
+
+
+def test_models_without_their_head_are_experts_too(dense: Callable[[str], list[Path]], tmp_path: Path) -> None:
+    """As transformers writes the model alone: its keys begin with ``layers``."""
+    base, a, b, *_ = dense("llama")
+    alone = {key.removeprefix("model."): value for key, value in tensors(b).items() if key.startswith("model.")}
+    save_file(alone, tmp_path / "alone.safetensors")
+    found = rm.merge(rm.mixture_of_experts(base, a, rm.model(tmp_path / "alone.safetensors")))
+    wanted = tensors(b)["model.layers.1.mlp.up_proj.weight"]
+    assert torch.equal(found["model.layers.1.block_sparse_moe.experts.1.w3.weight"], wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 import remelt as rm
 from remelt.api.routers import ROUTER_KEY, make_router
 from remelt.cli.main import run
-from remelt.errors import MissingExtraError, OptionError, OutputError, RecipeError
+from remelt.errors import FormatError, MissingExtraError, OptionError, OutputError, RecipeError
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -185,6 +186,18 @@ def test_files_and_options_that_make_no_router_are_refused(
         make_router(base, told, out, mode="hiden")
     with pytest.raises(RecipeError, match="is a file, but its tokenizer is asked for"):
         make_router(base / "model.safetensors", told, out)
+    with pytest.raises(OptionError, match="device cuda:77 is not here"):
+        make_router(base, told, out, device="cuda:77")
+    silent = tmp_path / "silent"
+    shutil.copytree(base, silent, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    with pytest.raises(FormatError, match="transformers reads no tokenizer in "):
+        make_router(silent, told, out)
+    strange = tmp_path / "strange"
+    shutil.copytree(base, strange)
+    (strange / "config.json").write_text(json.dumps({"model_type": "vit"}), encoding="utf-8")
+    with pytest.raises(FormatError, match="transformers runs no model of ") as refused:
+        make_router(strange, told, out)
+    assert refused.value.hint == "--mode cheap_embed runs none"
     bad = tmp_path / "bad.json"
     bad.write_text("{", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"bad\.json is no JSON: "):

@@ -232,16 +232,21 @@ class RouterCheckpoint(Checkpoint):
         from remelt.engine.tensors import TORCH, bytes_of
 
         info = self.tensors[key]
-        drawn = torch.from_numpy(self._drawn(key, info)).to(TORCH[info.dtype])
-        return bytes_of(drawn)[start:stop]
+        stop = info.nbytes if stop is None else min(stop, info.nbytes)
+        if start >= stop:
+            return memoryview(b"")
+        first, last = start // info.dtype.itemsize, -(-stop // info.dtype.itemsize)
+        drawn = torch.from_numpy(self._drawn(key, first, last - first)).to(TORCH[info.dtype])
+        before = first * info.dtype.itemsize
+        return bytes_of(drawn)[start - before : stop - before]
 
-    def _drawn(self, key: str, info: TensorInfo) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _drawn(self, key: str, first: int, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         part = self.part_of
         if part.role in (ZERO, SHARED_GATE):
-            return np.zeros(info.numel)
-        random = Random(part.seed, MIXTURE, key, 0, info.numel)
+            return np.zeros(size)
+        random = Random(part.seed, MIXTURE, key, first, size)
         if part.role == UNIFORM:
-            return (2.0 * random.uniform() - 1.0) / math.sqrt(info.shape[1])
+            return (2.0 * random.uniform() - 1.0) / math.sqrt(self.tensors[key].shape[1])
         length, turn = random.uniform(0), random.uniform(1)  # by the transform of Box and Muller
         return np.asarray(np.sqrt(-2.0 * np.log(1.0 - length)) * np.cos(2.0 * math.pi * turn))
 

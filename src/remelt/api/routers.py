@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from remelt.api.mixture_views import GATE, SHARED_EXPERT_GATE, Style
 from remelt.api.options import PathLike
+from remelt.api.resources import refuse_device
 from remelt.core.dtype import DType
 from remelt.core.nearest import nearest_hint
 from remelt.errors import FormatError, MissingExtraError, OptionError, OutputError, RecipeError
@@ -86,6 +87,7 @@ def make_router(
     mode = mode if mode is not None else _mode_of(told, name)
     if mode not in MODES:
         raise OptionError(f"the mode of a router is one of {', '.join(MODES)}, but got {mode!r}", hint=_near(mode))
+    refuse_device(device)
     out = Path(output)
     out = out if out.suffix == ".safetensors" else out.with_name(f"{out.name}.safetensors")
     if out.exists() and not overwrite:
@@ -200,7 +202,7 @@ def _tokenizer(folder: Path) -> Callable[[str], list[int]]:
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # of whatever kind: the file is not ours, nor who reads it
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"transformers reads no tokenizer in {folder}: {error}") from error
     begin = tokenizer.bos_token or ""
 
@@ -219,7 +221,12 @@ def _run(folder: Path, mode: str, device: str) -> State:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).to(device).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).to(device).eval()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise FormatError(
+            f"transformers runs no model of {folder}: {error}", hint="--mode cheap_embed runs none"
+        ) from error
 
     def state(text: str) -> Tensor:
         with torch.inference_mode():
