@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from remelt.recipe.blocks import blocks, classes, components, depth, keys, search
     from remelt.recipe.layers import layers, stack_layers
     from remelt.recipe.method import merge_method
+    from remelt.recipe.mixture import mixture_of_experts
     from remelt.recipe.node import model, parameter
     from remelt.recipe.surgery import make_inpainting, make_normal, with_component
     from remelt.recipe.vocabulary import align_vocabulary
@@ -171,6 +172,7 @@ _HOMES = {
     "remelt.recipe.layers": ("layers", "stack_layers"),
     "remelt.recipe.method": ("merge_method",),
     "remelt.recipe.surgery": ("make_inpainting", "make_normal", "with_component"),
+    "remelt.recipe.mixture": ("mixture_of_experts",),
     "remelt.recipe.node": ("model", "parameter"),
     "remelt.recipe.vocabulary": ("align_vocabulary",),
 }
@@ -243,6 +245,7 @@ __all__ = [
     "merge",
     "merge_adapters",
     "merge_method",
+    "mixture_of_experts",
     "model",
     "model_stock",
     "model_stock_rows",

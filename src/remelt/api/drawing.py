@@ -9,6 +9,7 @@ from typing import Literal
 
 from remelt.errors import MissingExtraError, OptionError
 from remelt.recipe.layers import LAYERS
+from remelt.recipe.mixture import MIXTURE
 from remelt.recipe.node import Call, Node
 from remelt.recipe.signature import name_all_models
 from remelt.recipe.vocabulary import ALIGN
@@ -41,6 +42,8 @@ def argument_names(call: Call) -> Sequence[str]:
 
     if call.method in _VIEWS:
         return _VIEWS[call.method]
+    if call.method == MIXTURE:
+        return ["base", *map(str, range(len(call.args) - 1))]
     if call.method not in METHODS:
         return ()
     names: list[str] = []

@@ -24,7 +24,16 @@ from remelt.formats.quantised import dequantised
 from remelt.recipe.method import Method
 from remelt.version import __version__
 
-EXTRAS = {"demo": "sklearn", "gguf": "gguf", "test": "pytest", "check": "ruff", "docs": "mkdocs"}
+EXTRAS = {
+    "demo": "sklearn",
+    "draw": "networkx",
+    "gguf": "gguf",
+    "mergekit": "yaml",
+    "router": "transformers",
+    "test": "pytest",
+    "check": "ruff",
+    "docs": "mkdocs",
+}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import locate_model
 from remelt.formats.memory import MemoryCheckpoint
 from remelt.formats.quantised import dequantised
+from remelt.recipe.mixture import BASE, label_of_part
 from remelt.recipe.node import AdapterUse, Model, Vocabulary
 
 
@@ -106,7 +107,7 @@ def _open(
     if model.tensors is not None:
         from remelt.tensors import describe_tensors
 
-        identity: tuple[object, ...] = (id(model.tensors), model.space, model.layers, model.vocabulary, model.adapter)
+        identity: tuple[object, ...] = (id(model.tensors), model.space, *_views(model))
         if identity in known:
             return identity, None
         held = model.tensors
@@ -115,7 +116,7 @@ def _open(
     else:
         folders = [folder, *models_dirs]
         path = _locate(model, folders)
-        identity = (path.resolve(), model.space, model.sha256, model.layers, model.vocabulary, model.adapter)
+        identity = (path.resolve(), model.space, model.sha256, *_views(model))
         if identity in known:
             return identity, None
         checkpoint = opened._files.enter_context(dequantised(_open_locked(path, model, folders)))
@@ -123,12 +124,19 @@ def _open(
     if model.layers is not None:
         checkpoint = view_of_layers(checkpoint, model.layers, label)
         label = f"{label}, layers {model.layers.start} to {model.layers.stop}"
+    if model.part is not None and model.part.role != BASE:
+        label = label_of_part(label, model.part)
     use = model.adapter
     if not isinstance(model.tensors, Checkpoint) and is_adapter(checkpoint.tensors) and model.space != "param":
         use, model = use or AdapterUse(), replace(model, space="delta")
     elif use is not None:
         raise ModelNameError(f"{label} is no adapter: its tensors are those of a model", hint=f'model("{model.name}")')
     return identity, Input(label, model, checkpoint, detect(checkpoint.tensors, model.arch), use)
+
+
+def _views(model: Model) -> tuple[object, ...]:
+    """What is read of a model, and as what."""
+    return model.layers, model.vocabulary, model.adapter, model.part
 
 
 def _align_vocabularies(graph: BoundGraph, models_dirs: Sequence[Path], opened: Opened) -> None:

@@ -21,12 +21,14 @@ from remelt.api.embedding import portable_text
 from remelt.api.encodings import Encodings, kept_encodings, scaled_encodings
 from remelt.api.gguf_outputs import GgufEncodings, gguf_encodings
 from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
+from remelt.api.mixture_views import Style, with_parts
+from remelt.api.mixtures import Assembled
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import QUANTISED, MergeOptions
 from remelt.api.outputs import GGUF, SUFFIX, companions_of, lay_out, refuse_full_disk, refuse_output
 from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
-from remelt.api.token_views import TokenAlignedCheckpoint
+from remelt.api.token_views import shared_vocabulary
 from remelt.api.vocabulary import with_vocabulary
 from remelt.archs.dialects import IN_FULL
 from remelt.archs.facts import layout as arch_layout
@@ -48,6 +50,7 @@ from remelt.planning.plan import Plan, PlannedOutput, Resources, make_plan
 from remelt.recipe.adapter import ADAPTER, AdapterForm, expand_adapters, peel
 from remelt.recipe.layers import LAYERS, STACK, expand_layers
 from remelt.recipe.method import Method
+from remelt.recipe.mixture import BASE, MIXTURE, expand_mixtures
 from remelt.recipe.node import Call, Model, Node
 from remelt.recipe.signature import name_all_models
 from remelt.recipe.vocabulary import ALIGN, expand_vocabularies
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
 
 EXECUTOR_KEY = "remelt_executor"
 CHECKSUM_KEY = "remelt_checksum"
+_VIEWS = (LAYERS, STACK, ALIGN, ADAPTER, MIXTURE)
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,9 @@ def _with_fallback(recipe: Node, options: MergeOptions) -> Node:
 
 def _with_views(recipe: Node, methods: Mapping[str, Method[..., Any]]) -> Node:
     """The recipe with models of which a part is read, or rows in another order, as views of themselves."""
-    if not any(
-        isinstance(node, Call) and node.method in (LAYERS, STACK, ALIGN, ADAPTER) for node in topological(recipe)
-    ):
+    if not any(isinstance(node, Call) and node.method in _VIEWS for node in topological(recipe)):
         return recipe
-    return expand_layers(expand_vocabularies(expand_adapters(name_all_models(recipe, methods))))
+    return expand_mixtures(expand_layers(expand_vocabularies(expand_adapters(name_all_models(recipe, methods)))))
 
 
 def _refuse(problems: Sequence[Problem], graph: BoundGraph) -> None:
@@ -192,6 +194,8 @@ class _Group:
         self.spelling = IN_FULL
         self.excused: frozenset[str] = frozenset()
         self.encodings = Encodings()
+        self.styles: dict[int, Style] = {}
+        """Those of results that are mixtures of experts."""
 
     def prepare(self, outputs: Sequence[Path | None], texts: Sequence[str]) -> PreparedGroup:
         order = [index for root in self.roots for index in (*self.weights_of(root), *self.graph.models_of(root))]
@@ -203,6 +207,9 @@ class _Group:
             compute, ignore = self.options.compute, self.options.ignore_unused
             self.inputs = with_adapters(self.inputs, order, self.bases, compute, self.problems, ignore_unused=ignore)
             _refuse(self.problems, self.graph)
+        for root in self.roots:
+            self.inputs, style = with_parts(self.inputs, self.graph.models_of(root))
+            self.styles |= {} if style is None else {root: style}
         dialect = wanted_dialect(self.options.dialect, own, self.inputs[order[0]])
         if self.form is not None:
             dialect = self.form.settle(self.inputs[order[0]], self.inputs, self.options)
@@ -251,6 +258,9 @@ class _Group:
             for root, layout in zip(self.roots, layouts, strict=True)
         ]
         report = reports[0] if len(reports) == 1 else join_reports(reports)
+        for place, root in enumerate(self.roots):
+            if root in self.styles and report.tasks:
+                problems += self.mixture(root, tensors_of(report, place)).problems()
         problems += problems_of(report, list(self.inputs.values()))
         for root, found in zip(self.roots, reports, strict=True):
             if not found.tasks and not problems:
@@ -289,9 +299,7 @@ class _Group:
     def output(self, place: int, report: KeyReport, path: Path | None, text: str) -> PlannedOutput:
         """One result: its tensors in order, and their layout where it goes to disk."""
         root = self.roots[place]
-        tensors: dict[str, TensorInfo] = {
-            key: info for task in report.tasks for index, key, info in task.outputs if index == place
-        }
+        tensors = tensors_of(report, place)
         space = name_of(self.masses[root]) or "weight"
         if path is not None and self.form is not None:
             path = self.form.path(path, overwrite=self.options.overwrite)
@@ -332,13 +340,20 @@ class _Group:
         told = self.described(root, output.tensors).configurations(output, self.small_files(root))
         found += [] if told is None else [(content, name) for name, content in told.files.items()]
         parts = [given for given in self.inputs_of(root).values() if given.model.layers is not None]
+        parts = [given for given in parts if given.model.part is None or given.model.part.role == BASE]
         if parts:
             found = [(restacked(content, parts) if name == CONFIG else content, name) for content, name in found]
         for given in self.inputs_of(root).values():
-            if isinstance(given.checkpoint, TokenAlignedCheckpoint):
-                found = with_vocabulary(found, given.checkpoint.shared)
+            if (shared := shared_vocabulary(given.checkpoint)) is not None:
+                found = with_vocabulary(found, shared)
                 break
+        if root in self.styles:
+            found = self.mixture(root, output.tensors).configured(found, CONFIG)
         yield from self.encodings.companions(found)
+
+    def mixture(self, root: int, tensors: Mapping[str, TensorInfo]) -> Assembled:
+        """The mixture of experts that one result is."""
+        return Assembled(self.styles[root], list(self.inputs_of(root).values()), tensors)
 
     def small_files(self, root: int) -> Path | None:
         """The folder whose configurations and tokenizers belong to one result, and whose weight files it names."""
@@ -407,6 +422,11 @@ class _Group:
             yield f"{argument} by default for {len(keys)} keys that no weight speaks for: {fold_keys(keys)}"
         for label, count in report.idle.items():
             yield f"{label}: {count} tensors are not read, and not checked for NaN, as a weight makes them idle"
+
+
+def tensors_of(report: KeyReport, place: int) -> dict[str, TensorInfo]:
+    """The tensors of one result, in order."""
+    return {key: info for task in report.tasks for index, key, info in task.outputs if index == place}
 
 
 def _version() -> str:

@@ -13,6 +13,7 @@ from remelt.api.vocabulary import MEAN, ZERO, Member, Numbers, SharedVocabulary
 from remelt.core.dtype import DType
 from remelt.errors import RecipeError
 from remelt.formats.checkpoint import Checkpoint
+from remelt.formats.renamed import RenamedCheckpoint
 
 
 class TokenAlignedCheckpoint(Checkpoint):
@@ -98,6 +99,15 @@ class TokenAlignedCheckpoint(Checkpoint):
 
     def close(self) -> None:
         """Nothing: the checkpoint is not this view's."""
+
+
+def shared_vocabulary(checkpoint: Checkpoint) -> SharedVocabulary | None:
+    """The vocabulary in whose order a checkpoint, or what it is a view of, has its rows."""
+    while not isinstance(checkpoint, TokenAlignedCheckpoint):
+        if not isinstance(checkpoint, RenamedCheckpoint):
+            return None
+        checkpoint = checkpoint.checkpoint
+    return checkpoint.shared
 
 
 class _Runs:

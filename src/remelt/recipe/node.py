@@ -119,14 +119,31 @@ class AdapterUse:
     base: Model | None = None
 
 
+@dataclass(frozen=True)
+class MixturePart:
+    """What a mixture of ``experts`` takes of a model, as ``role`` says: its attention, its MLPs or its router's gates.
+
+    ``number`` is which expert it is; ``stated`` tells a shared expert that was asked for; ``seed`` is that of a router
+    that is drawn.
+    """
+
+    role: str
+    number: int = 0
+    experts: int = 2
+    per_token: int = 2
+    style: str | None = None
+    stated: bool = False
+    seed: int = 0
+
+
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Model(Node):
     """A checkpoint, by path, by name in a models folder, or as tensors in memory.
 
     ``sha256`` locks it to one content; ``space`` is what its tensors mean; ``arch`` states its architecture where that
     shall not be inferred. ``layers`` is set where `stack_layers` reads a part of it, ``vocabulary`` where
-    `align_vocabulary` puts its tokens in order, ``adapter`` where it stands for a difference: no text says them of a
-    model.
+    `align_vocabulary` puts its tokens in order, ``adapter`` where it stands for a difference, ``part`` where
+    `mixture_of_experts` is made of it: no text says them of a model.
     """
 
     name: str
@@ -138,6 +155,7 @@ class Model(Node):
     layers: LayerRange | None = None
     vocabulary: Vocabulary | None = None
     adapter: AdapterUse | None = None
+    part: MixturePart | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Node], tuple[object, ...]]:
         return Node.__reduce__(self)
@@ -321,7 +339,7 @@ def _content(node: Node) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
         return "Value", (node.value,), ()
     if isinstance(node, Model):
         held = None if node.tensors is None else _Tensors(node.tensors)
-        views = (node.layers, node.vocabulary, node.adapter)
+        views = (node.layers, node.vocabulary, node.adapter, node.part)
         part = () if all(view is None for view in views) else views
         return "Model", (node.name, node.sha256, node.space, node.arch, held, *part), ()
     if isinstance(node, Parameter):

@@ -13,6 +13,7 @@ from remelt.errors import RecipeError, RecipeSyntaxError, Span
 from remelt.recipe.adapter import ADAPTER
 from remelt.recipe.blocks import MAKERS, BlockWeights, Search
 from remelt.recipe.layers import LAYERS, STACK
+from remelt.recipe.mixture import DRAWN, MIXTURE
 from remelt.recipe.node import Call, Literal, Model, Node, Value, multiply
 from remelt.recipe.vocabulary import ALIGN, BASE, UNION
 from remelt.text.constructors import CONSTRUCTORS, USAGE, Mapping, construct
@@ -42,8 +43,7 @@ _INSTEAD = {
 _ONLY_WITHIN = f"a mapping stands only within {', '.join(MAKERS)}"
 _MAPPING = 'as in blocks({"double_blocks.3": 0.2})'
 _LARGE = "the largest is 1.7976931348623157e308"
-_PARTS = (LAYERS, STACK, ALIGN, ADAPTER)
-"""No methods, whose texts are models all the same."""
+_PARTS = (LAYERS, STACK, ALIGN, ADAPTER, MIXTURE)
 """Words whose texts are models: they are no methods, that could say so."""
 _SPELLINGS = {"true": "True", "false": "False", "none": "None", "null": "None", "nil": "None"}
 
@@ -360,8 +360,8 @@ def _is_number(item: object) -> bool:
 
 
 def _is_model(function: str, keyword: ast.keyword) -> bool:
-    """Whether a text by keyword is a model's name: a base, or an order of `align_vocabulary`, but for the words."""
-    value = keyword.value
-    return function == ADAPTER or (
-        function == ALIGN and not (isinstance(value, ast.Constant) and value.value in (BASE, UNION))
-    )
+    """Whether a text by keyword is a model's name: a base, an order, a router; but for the words."""
+    value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+    if function == MIXTURE:
+        return keyword.arg == "shared" or (keyword.arg == "router" and value not in DRAWN)
+    return function == ADAPTER or (function == ALIGN and value not in (BASE, UNION))

@@ -1,17 +1,20 @@
-"""mergekit's configurations: YAML that says a method, models or slices of them, and parameters by layer and name."""
+"""mergekit's configurations: YAML that says a method, models or slices of them, parameters; or a mixture of experts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
 from remelt.core.dtype import DType
 from remelt.core.nearest import nearest_hint
-from remelt.errors import RemeltError
+from remelt.errors import RecipeError, RecipeSyntaxError, RemeltError
 from remelt.recipe.adapter import adapter
+from remelt.recipe.blocks import keys
 from remelt.recipe.layers import layers, stack_layers
-from remelt.recipe.node import Call, Model, Node, Value
+from remelt.recipe.mixture import RANDOM, UNIFORM, mixture_of_experts
+from remelt.recipe.node import Call, Model, Node, Value, parameter
 from remelt.recipe.vocabulary import BASE, UNION, align_vocabulary
 from remelt.text.configuration import Path, shown
 from remelt.text.document import Document
@@ -23,6 +26,14 @@ _TOP = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer", "chat_template"),
 )
+_OF_MIXTURES = (
+    *("base_model", "experts", "gate_mode", "experts_per_token", "shared_experts", "architecture"),
+    *("dtype", "out_dtype"),
+)
+_OF_EXPERTS = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale")
+_STYLES = {"mixtral": "mixtral", "qwen moe": "qwen2_moe", "qwen3 moe": "qwen3_moe"}
+"""The styles of mixtures by mergekit's names for them, any beginning of which it takes."""
+_GATES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed")
 _PARAMETERS: Path = ("parameters",)
 
 
@@ -31,7 +42,7 @@ def looks_like_mergekit(line: str) -> bool:
     name, colon, _ = line.partition(":")
     if line.startswith(("---", "%YAML")):
         return True
-    return bool(colon) and (name.strip() in _TOP or line.startswith("- "))
+    return bool(colon) and (name.strip() in (*_TOP, *_OF_MIXTURES) or line.startswith("- "))
 
 
 def is_named_as_yaml(name: str) -> bool:
@@ -49,6 +60,8 @@ def read_mergekit(source: SourceText, first_line: int) -> Document:
 
 class _Reader(Methods):
     def recipe(self) -> Node:
+        if self.at(("experts",)) is not None and self.at(("merge_method",)) is None:
+            return self.cast(self.mixture())
         self.known((), _TOP)
         method = self.at(("merge_method",))
         if method is None:
@@ -80,6 +93,66 @@ class _Reader(Methods):
         except RemeltError as error:
             raise self.refuse((name,), error.message, error.hint) from None
         return Call("cast", (result,), (("dtype", Value(dtype)),), span=self.span((name,)))
+
+    def mixture(self) -> Node:
+        """A mixture of experts, as mergekit-moe makes it; a router of prompts is a hole for one that is made before."""
+        self.known((), _OF_MIXTURES)
+        if self.at(("base_model",)) is None:
+            raise self.source.refuse("a mixture of experts says its base_model", 1)
+        experts = [self.expert(("experts", place)) for place, _ in enumerate(self.listed(("experts",)))]
+        shared = self.listed(("shared_experts",)) if self.at(("shared_experts",)) else []
+        if len(shared) > 1:
+            raise self.refuse(("shared_experts",), "a mixture has one shared expert", name=True)
+        mode, per_token = self.at(("gate_mode",)) or _GATES[0], self.at(("experts_per_token",))
+        if mode not in (RANDOM, UNIFORM, *_GATES):
+            hint = nearest_hint(str(mode), (RANDOM, UNIFORM, *_GATES))
+            raise self.refuse(("gate_mode",), f"{shown(mode)} is no way to make a router", hint)
+        try:
+            made = mixture_of_experts(
+                *(self.model(("base_model",)), *experts),
+                experts_per_token=2 if per_token is None else per_token,
+                router=parameter("router") if mode in _GATES else mode,
+                style=self.style(shared=bool(shared)),
+                shared=self.expert(("shared_experts", 0)) if shared else None,
+            )
+        except RecipeSyntaxError:
+            raise
+        except RecipeError as error:
+            place: Path = ("experts",) if per_token is None else ("experts_per_token",)
+            raise self.refuse(place, error.message, error.hint, name=True) from None
+        return replace(made, span=self.span(("experts",), name=True))
+
+    def expert(self, path: Path) -> Node:
+        """An expert's model, with noise and with its last matrices scaled where that is asked for."""
+        self.known(path, _OF_EXPERTS)
+        found, _ = self.reference((*path, "source_model"))
+        noise, scale = (self.plain((*path, name)) for name in _OF_EXPERTS[3:])
+        if noise is not None:
+            found = Call("add_noise", (found,), (("alpha", Value(noise)),), span=self.span(path))
+        if scale is not None:
+            last = keys({"*.down_proj.weight": scale, "*.w2.weight": scale}, optional=True)
+            found = Call("passthrough", (found,), (("scale", Value(last | 1.0)),), span=self.span(path))
+        return found
+
+    def plain(self, path: Path) -> float | None:
+        """A number, or None where nothing is said."""
+        found = self.at(path)
+        if found is None:
+            return None
+        if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+            raise self.refuse(path, f"a number is due here, but got {shown(found)}")
+        return float(found)
+
+    def style(self, *, shared: bool) -> str | None:
+        """The style that is asked for, or that has a shared expert; None where the base's kind decides."""
+        told = self.at(("architecture",))
+        found = [style for name, style in _STYLES.items() if told and name.startswith(str(told).lower())]
+        if told and not found:
+            hint = f"those that are: {', '.join(_STYLES)}"
+            raise self.refuse(("architecture",), f"mixtures of the kind {shown(told)} are not made", hint)
+        if len(found) == 1:
+            return found[0]
+        return "qwen2_moe" if shared else None
 
     def tokenized(self, result: Node) -> Node:
         """The result with the vocabulary that is asked for: the base's, that of all, or a model's."""
