@@ -166,8 +166,8 @@ def test_to_lora_goes_where_extraction_goes(folder: Path) -> None:
     with pytest.raises(OutputError, match="other exists"):
         rm.merge(to_lora(delta, rank=4, names="peft"), "other")
     assert rm.merge(to_lora(delta, rank=4, names="kohya"), "other") == Path("other.safetensors")
-    for suffix in ("ckpt", "pt"):
-        with pytest.raises(OptionError, match=f"results are written as safetensors, but the output is it.{suffix}"):
+    for suffix, law in (("ckpt", "results are"), ("pt", "results are"), ("gguf", "an adapter is")):
+        with pytest.raises(OptionError, match=f"{law} written as safetensors.*, but the output is it.{suffix}"):
             extract_lora("tuned.safetensors", "base.safetensors", f"it.{suffix}", rank=4, names="peft")
 
 

@@ -261,6 +261,8 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any],
 def test_what_cannot_be_kept_or_scaled_is_refused(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"a\.safetensors is not quantised in this layout"):
         rm.merge(rm.weighted_sum(*files), keep_quantisation=True)
+    with pytest.raises(OptionError, match="scales of fp8 are no part of diffusers' folders of components"):
+        rm.merge(rm.model({"unet/blocks.0.a.weight": torch.ones(4, 4)}) * 1.0, dtype="fp8", scaled=True)
     with pytest.raises(OptionError, match="it has no linear layers in blocks"):
         rm.merge(rm.model({"a": torch.zeros(3)}) * 1.0, dtype="fp8", scaled=True)
     packed = {

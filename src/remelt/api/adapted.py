@@ -15,7 +15,7 @@ from remelt.adapters.written import Written
 from remelt.api.adapter_outputs import AdapterOutput
 from remelt.api.adapter_views import first_adapter, names_of
 from remelt.api.options import MergeOptions
-from remelt.api.outputs import SUFFIX, output_path, refuse_output
+from remelt.api.outputs import GGUF, SUFFIX, output_path, refuse_output
 from remelt.check.inputs import Input
 from remelt.check.keys import KeyReport
 from remelt.check.report import fold_keys
@@ -81,6 +81,10 @@ class Adapted:
 
     def path(self, asked: Path, *, overwrite: bool) -> Path:
         """Where it goes; `OutputError` where something is there."""
+        if asked.suffix == GGUF:
+            raise OptionError(
+                f"an adapter is written as safetensors, but the output is {asked.name}", hint=f"-o {asked.stem}{SUFFIX}"
+            )
         found = output_path(asked, folder=self.written.names == "peft")
         refuse_output(found, overwrite)
         return found

@@ -137,6 +137,7 @@ def scaled_encodings(tensors: Mapping[str, TensorInfo], dtype: DType, folder: Pa
     A language model's folder gets scales for blocks of 128 by 128, as transformers reads them; anything else one scale
     a tensor, as ComfyUI does.
     """
+    refuse_folders(tensors, "scales of fp8")
     linear = {key: info for key, info in tensors.items() if _is_linear(key, info)}
     stacks = infer(tensors).places
     linear = {key: info for key, info in linear.items() if stacks[key].stack is not None}
@@ -155,6 +156,12 @@ def scaled_encodings(tensors: Mapping[str, TensorInfo], dtype: DType, folder: Pa
             values["constants"] = json.dumps({"marker": [0.0, 0.0]})
         found[key] = Encoding("scaled", values, parts)
     return Encodings(found)
+
+
+def refuse_folders(tensors: Mapping[str, TensorInfo], what: str) -> None:
+    """Refuse results in folders of components: diffusers reads nothing quantised there."""
+    if any("/" in key for key in tensors):
+        raise OptionError(f"{what} are no part of diffusers' folders of components", hint="--dialect original")
 
 
 def _prefix(tensors: Mapping[str, TensorInfo]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from remelt.api.encodings import Encoding, Encodings, is_transformers
+from remelt.api.encodings import Encoding, Encodings, is_transformers, refuse_folders
 from remelt.api.options import QUANTISED
 from remelt.check.inputs import Input
 from remelt.core.dtype import DType
@@ -56,6 +56,7 @@ def gguf_encodings(
     `OptionError` for types that the package ``gguf`` does not write, and for language models that come from other
     files: their keys and tokens have other names there.
     """
+    refuse_folders(tensors, "GGUF files")
     checkpoint = first.checkpoint
     stored_in = checkpoint.checkpoint if isinstance(checkpoint, DequantisedCheckpoint) else checkpoint
     source = stored_in if isinstance(stored_in, GgufCheckpoint) else None
