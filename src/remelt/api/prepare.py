@@ -21,10 +21,11 @@ from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
 from remelt.api.modelspec import model_spec
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
-from remelt.api.outputs import SUFFIX, companions_of, lay_out, refuse_full_disk, refuse_output
+from remelt.api.outputs import SUFFIX, companions_of, lay_out, refuse_full_disk, refuse_output, shards_of
 from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
 from remelt.api.token_views import TokenAlignedCheckpoint
+from remelt.api.tying import without
 from remelt.api.vocabulary import with_vocabulary
 from remelt.archs.dialects import IN_FULL, ORIGINAL
 from remelt.archs.facts import layout as arch_layout
@@ -182,6 +183,7 @@ class _Group:
         self.roots = [graph.roots[position] for position in positions]
         self.problems: list[Problem] = []
         self.inputs = {index: opened.inputs[index] for index in used}
+        self.heads = opened.heads
         self.bases = {index: opened.bases[index] for index in used if index in opened.bases}
         self.spelling = IN_FULL
         self.excused: frozenset[str] = frozenset()
@@ -271,7 +273,8 @@ class _Group:
             CHECKSUM_KEY: PLACEHOLDER,
             RECIPE_KEY: text,
         }
-        metadata |= self.first_of(root).checkpoint.inherited
+        first = self.first_of(root)
+        metadata |= first.checkpoint.inherited
         if path.suffix == SUFFIX and self.spelling.dialect == ORIGINAL and space == "weight":
             models = [self.inputs[index] for index in self.weights_of(root)]
             metadata |= model_spec(models, tensors, self.options.title, hashed=self.options.hashed)
@@ -280,8 +283,9 @@ class _Group:
         if self.form is not None:
             path = self.form.path(path, overwrite=self.options.overwrite)
             return PlannedOutput(str(path), space, tensors, self.form.lay_out(tensors, metadata, path))
-        stem = stem_of(self.first_of(root).detection.arch, self.spelling)
-        layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes, stem)
+        stem = stem_of(first.detection.arch, self.spelling)
+        shards = shards_of(first.checkpoint) if first.detection.spelling == self.spelling else None
+        layout = lay_out(tensors, metadata, path, self.small_files(root), self.options.shard_bytes, stem, shards)
         return PlannedOutput(str(path), space, tensors, layout)
 
     def companions(self, root: int, output: PlannedOutput) -> Iterator[tuple[Path | bytes, str]]:
@@ -314,7 +318,8 @@ class _Group:
 
     def inputs_of(self, root: int) -> dict[int, Input]:
         """What one result reads, in the order in which the recipe names it."""
-        return {index: self.inputs[index] for index in self.graph.models_of(root)}
+        found = {index: self.inputs[index] for index in self.graph.models_of(root)}
+        return without(found, self.heads.hidden[root]) if root in self.heads.hidden else found
 
     def first_of(self, root: int) -> Input:
         """The first model of one result: its order, companions and layout are the result's."""

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from remelt.api.layer_views import CONFIG
+from remelt.api.layer_views import CONFIG, LayersCheckpoint
 from remelt.archs.structure import infer
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError, RecipeError
 from remelt.formats.checkpoint import Checkpoint
-from remelt.formats.renamed import RenamedCheckpoint
 
 TOKENIZER = "tokenizer.json"
 _OTHER_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "added_tokens.json")
@@ -97,7 +96,7 @@ class Member:
     @classmethod
     def of(cls, label: str, checkpoint: Checkpoint) -> Member:
         """The member that a model is, or `RecipeError` where it has no rows for tokens."""
-        if isinstance(checkpoint, RenamedCheckpoint):  # of some layers: all its rows are told, whichever part is read
+        if isinstance(checkpoint, LayersCheckpoint):  # of some layers: all its rows are told, whichever part is read
             checkpoint = checkpoint.checkpoint
         tokens = Tokens.read(checkpoint.path, label)
         stacks = infer(checkpoint.tensors).places
