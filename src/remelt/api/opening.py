@@ -165,7 +165,14 @@ def _align_vocabularies(graph: BoundGraph, models_dirs: Sequence[Path], opened: 
             folders = [Path(folder or "."), *models_dirs]
             first = Tokens.read(_locate(Model(wanted.first), folders), wanted.first)
             base = None if wanted.base is None else tokenizer_of(_locate(Model(wanted.base), folders))
-            shared = SharedVocabulary.of(first, base, list(members.values()), union=wanted.union)
+            shared = SharedVocabulary.of(
+                first,
+                base,
+                list(members.values()),
+                union=wanted.union,
+                new_rows=wanted.new_rows,
+                multiple=wanted.multiple,
+            )
             for index in indexes:
                 given = opened.inputs[index]
                 place = list(members).index(given.checkpoint.path)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from remelt.api.configurations import CONFIG, Companion, in_keeping
+from remelt.api.contradictions import contradictions, differences
 from remelt.api.dialect_views import (
     WITHOUT_A_PLACE,
     in_one_spelling,
@@ -17,7 +19,7 @@ from remelt.api.dialect_views import (
     wanted_dialect,
 )
 from remelt.api.embedding import portable_text
-from remelt.api.layer_views import CONFIG, refuse_strange_stacks, restacked
+from remelt.api.layer_views import refuse_strange_stacks, restacked
 from remelt.api.modelspec import model_spec
 from remelt.api.opening import Opened, open_models
 from remelt.api.options import MergeOptions
@@ -25,8 +27,8 @@ from remelt.api.outputs import SUFFIX, companions_of, lay_out, refuse_full_disk,
 from remelt.api.recipes import OPTIONS_KEY, RECIPE_KEY, Source
 from remelt.api.resources import available_memory, refuse_device, usable_cores
 from remelt.api.token_views import TokenAlignedCheckpoint
+from remelt.api.tokenizers import with_vocabulary
 from remelt.api.tying import without
-from remelt.api.vocabulary import with_vocabulary
 from remelt.archs.dialects import IN_FULL, ORIGINAL
 from remelt.archs.facts import layout as arch_layout
 from remelt.check.bound import BoundGraph, bind_recipes
@@ -236,6 +238,7 @@ class _Group:
             layouts.append(arch_layout(keys_of(given), arch, self.spelling))
             problems += check_names(self.graph, self.graph.reachable(root), layouts[-1])
             problems += check_donors(self.graph, self.graph.reachable(root), self.inputs, self.spelling)
+            problems += contradictions([self.inputs[index] for index in self.weights_of(root)])
         _refuse(list(dict.fromkeys(problems)), self.graph)
         missing: Any = self.options.missing
         options = KeyOptions(missing, self.options.stored, self.excused)
@@ -293,15 +296,17 @@ class _Group:
         if self.form is not None:
             yield from self.form.companions(output)
             return
-        found: list[tuple[Path | bytes, str]] = list(companions_of(self.small_files(root), output))
-        parts = [given for given in self.inputs_of(root).values() if given.model.layers is not None]
+        folder = self.small_files(root)
+        found: list[Companion] = list(companions_of(folder, output))
+        used = [self.inputs[index] for index in self.graph.models_of(root)]
+        parts = [given for given in used if given.model.layers is not None]
         if parts:
             found = [(restacked(content, parts) if name == CONFIG else content, name) for content, name in found]
-        for given in self.inputs_of(root).values():
-            if isinstance(given.checkpoint, TokenAlignedCheckpoint):
-                found = with_vocabulary(found, given.checkpoint.shared)
-                break
-        yield from found
+        shared = next((view.shared for one in used if isinstance(view := one.checkpoint, TokenAlignedCheckpoint)), None)
+        if shared is not None:
+            found = with_vocabulary(found, shared, folder)
+        first = self.first_of(root).checkpoint.tensors
+        yield from in_keeping(found, output.tensors, first, untied=root in self.heads.untied)
 
     def small_files(self, root: int) -> Path | None:
         """The folder whose configurations and tokenizers belong to one result, and whose weight files it names."""
@@ -356,6 +361,8 @@ class _Group:
             ]
             if wide:
                 yield f"F64 tensors in {', '.join(wide)} are computed in float32; --compute-dtype float64 keeps them"
+        for root in self.roots:
+            yield from differences([self.inputs[index] for index in self.weights_of(root)])
         for one in self.inputs.values():
             if lost := list(dict.fromkeys(left_out_of(one.checkpoint))):
                 count = f"{len(lost)} key{'s' if len(lost) != 1 else ''}"

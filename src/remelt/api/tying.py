@@ -93,7 +93,7 @@ def _tell_head(inputs: dict[int, Input], index: int, ends: _Ends) -> None:
 
 
 def _ends(given: Input) -> _Ends | None:
-    """The ends of a model, or None where it has no such, or neither a head nor a reason to take the embedding for it."""
+    """The ends of a model; None where it has no embedding, or no head though its configuration says it is not tied."""
     if given.model.space != "weight" or given.adapter is not None:
         return None
     arch, tensors = given.detection.arch, given.checkpoint.tensors

@@ -88,8 +88,9 @@ def folder_layout(
     """The layout of a folder: each component's tensors in its subfolder, in shards with an index where need be.
 
     Keys ``unet/x`` go to folder ``unet`` under the name ``x``. ``weight_names`` gives the stem of each folder's weight
-    files (``""`` is the folder itself), ``model`` by default. Without a ``max_shard_size``, ``shard_of`` tells the shard
-    of each key in a model whose layout is followed; where that lacks keys, its largest shard is the limit. Raises `OutputError` for a key whose folder would be outside the output's.
+    files (``""`` is the folder itself), ``model`` by default. Without a ``max_shard_size``, ``shard_of`` tells the
+    shard of each key in a model whose layout is followed; where that lacks keys, its largest shard is the limit. Raises
+    `OutputError` for a key whose folder would be outside the output's.
     """
     by_folder: dict[str, dict[str, TensorInfo]] = {}
     for key, info in tensors.items():

@@ -361,7 +361,7 @@ def _is_number(item: object) -> bool:
 
 def _is_model(function: str, keyword: ast.keyword) -> bool:
     """Whether a text by keyword is a model's name: a base, or an order of `align_vocabulary`, but for the words."""
-    value = keyword.value
-    return function == ADAPTER or (
-        function == ALIGN and not (isinstance(value, ast.Constant) and value.value in (BASE, UNION))
-    )
+    if function != ALIGN:
+        return function == ADAPTER
+    is_word = isinstance(keyword.value, ast.Constant) and keyword.value.value in (BASE, UNION)
+    return keyword.arg == "base" or (keyword.arg == "order" and not is_word)

@@ -1,0 +1,112 @@
+"""Tokenizers of united vocabularies: what they make of texts, by the library that reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import remelt as rm
+
+tokenizers = pytest.importorskip("tokenizers")
+
+FIRST = ["the cat sat on the mat", "a cat and a hat", "the hat is flat"] * 5
+SECOND = ["dogs bark at night", "a dog at the park", "the night is dark and the dog sat"] * 5
+
+
+def trained(kind: str, corpus: Sequence[str], size: int, special: Sequence[str] = ()) -> Any:
+    """A small tokenizer of a kind, as models have them."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    if kind == "BPE":
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<s>"], show_progress=False)
+    elif kind == "WordPiece":
+        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        made.normalizer = normalizers.Lowercase()
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        made.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=["[UNK]"], show_progress=False)
+    elif kind == "Unigram":
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=size, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+        )
+    else:
+        made = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=["<unk>"], show_progress=False)
+    made.train_from_iterator(corpus, trainer)
+    made.add_special_tokens(list(special))
+    return made
+
+
+def write(folder: Path, tokenizer: Any, seed: int) -> torch.Tensor:
+    """A model that is an embedding alone, with that tokenizer."""
+    folder.mkdir()
+    rows = torch.randn(tokenizer.get_vocab_size(), 4, generator=torch.Generator().manual_seed(seed))
+    save_file({"model.embed_tokens.weight": rows}, folder / "model.safetensors")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": len(rows)}))
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["BPE", "WordPiece", "Unigram", "WordLevel"])
+def test_a_united_tokenizer_knows_all_tokens_by_their_rows(kind: str, tmp_path: Path) -> None:
+    first = trained(kind, FIRST, 45, ["<only first>"])
+    second = trained(kind, SECOND, 60, ["<only second>"])
+    write(tmp_path / "a", first, 1)
+    write(tmp_path / "b", second, 2)
+    rm.merge(rm.align_vocabulary(rm.weighted_sum("a", "b")), tmp_path / "out", models_dirs=[tmp_path])
+    made = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    vocabulary = made.get_vocab()
+    assert first.get_vocab().items() <= vocabulary.items()
+    assert vocabulary.keys() == first.get_vocab().keys() | second.get_vocab().keys()
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    rows = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    assert len(rows) == len(vocabulary)
+    for text in (*FIRST[:3], *SECOND[:3], "the cat<only second>sat<only first>"):
+        found = made.encode(text)
+        assert found.ids == [vocabulary[token] for token in found.tokens]
+        assert ("<only second>" in found.tokens) is ("<only second>" in text)
+    for text in SECOND[:3]:  # its tokens can be made, not only named
+        assert set(made.encode(text).tokens) - first.get_vocab().keys(), text
+    if kind != "WordLevel":
+        for text in (*FIRST[:3], *SECOND[:3]):
+            assert made.decode(made.encode(text).ids).strip() == text
+
+
+def test_letters_of_other_tokens_are_not_cut_out_of_words(tmp_path: Path) -> None:
+    """As tokens that are looked for as they stand, pieces of words would be found in every word."""
+    write(tmp_path / "a", trained("WordPiece", FIRST, 60), 1)
+    write(tmp_path / "b", trained("WordPiece", ["at a flat"], 60), 2)
+    before = tokenizers.Tokenizer.from_file(str(tmp_path / "a" / "tokenizer.json"))
+    assert "at" not in before.get_vocab()
+    rm.merge(rm.align_vocabulary(rm.weighted_sum("a", "b")), tmp_path / "out", models_dirs=[tmp_path])
+    made = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert made.encode("the cat at").tokens == [*before.encode("the cat").tokens, "at"]
+
+
+def test_merges_of_a_word_may_be_texts_or_pairs(tmp_path: Path) -> None:
+    write(tmp_path / "a", trained("BPE", FIRST, 45), 1)
+    write(tmp_path / "b", trained("BPE", SECOND, 45), 2)
+    file = tmp_path / "a" / "tokenizer.json"
+    told = json.loads(file.read_text())
+    told["model"]["merges"] = [
+        merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]
+    ]
+    file.write_text(json.dumps(told))
+    rm.merge(rm.align_vocabulary(rm.weighted_sum("a", "b")), tmp_path / "out", models_dirs=[tmp_path])
+    tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    merges = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["model"]["merges"]
+    assert {type(merge) for merge in merges} == {str}
+    assert len(merges) > len(told["model"]["merges"])
