@@ -94,11 +94,11 @@ def test_a_configuration_that_is_none_is_refused(text: str, write: Write, tmp_pa
         ({"num_hidden_layers": 3}, "has num_hidden_layers 3 in its config.json, but model.layers has 2"),
         (
             {"num_attention_heads": 8},
-            "num_attention_heads 8 in its config.json, of 4 rows each, but model.layers.0.self_attn.q_proj.weight has 16",
+            "attention_heads 8 in its config.json, of 4 rows each, but model.layers.0.self_attn.q_proj.weight has 16",
         ),
         (
             {"num_key_value_heads": 4},
-            "num_key_value_heads 4 in its config.json, of 4 rows each, but model.layers.0.self_attn.k_proj.weight has 8",
+            "key_value_heads 4 in its config.json, of 4 rows each, but model.layers.0.self_attn.k_proj.weight has 8",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

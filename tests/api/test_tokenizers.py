@@ -16,6 +16,7 @@ import remelt as rm
 tokenizers = pytest.importorskip("tokenizers")
 
 FIRST = ["the cat sat on the mat", "a cat and a hat", "the hat is flat"] * 5
+THIRD = ["ships sail over seas", "seas are salty", "sailors swim"] * 5
 SECOND = ["dogs bark at night", "a dog at the park", "the night is dark and the dog sat"] * 5
 
 
@@ -64,17 +65,24 @@ def write(folder: Path, tokenizer: Any, seed: int) -> torch.Tensor:
 def test_a_united_tokenizer_knows_all_tokens_by_their_rows(kind: str, tmp_path: Path) -> None:
     first = trained(kind, FIRST, 45, ["<only first>"])
     second = trained(kind, SECOND, 60, ["<only second>"])
-    write(tmp_path / "a", first, 1)
-    write(tmp_path / "b", second, 2)
-    rm.merge(rm.align_vocabulary(rm.weighted_sum("a", "b")), tmp_path / "out", models_dirs=[tmp_path])
+    third = trained(kind, THIRD, 60, ["<only third>"])
+    made_of = [
+        (one.get_vocab(), write(tmp_path / name, one, seed))
+        for seed, (name, one) in enumerate(zip("abc", (first, second, third), strict=True))
+    ]
+    rm.merge(rm.align_vocabulary(rm.n_average("a", "b", "c")), tmp_path / "out", models_dirs=[tmp_path])
     made = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     vocabulary = made.get_vocab()
     assert first.get_vocab().items() <= vocabulary.items()
-    assert vocabulary.keys() == first.get_vocab().keys() | second.get_vocab().keys()
+    assert vocabulary.keys() == {token for own, _ in made_of for token in own}
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
     rows = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
     assert len(rows) == len(vocabulary)
-    for text in (*FIRST[:3], *SECOND[:3], "the cat<only second>sat<only first>"):
+    for token, row in vocabulary.items():
+        having = [values[own[token]] for own, values in made_of if token in own]
+        if len(having) == 1:
+            torch.testing.assert_close(rows[row], having[0])
+    for text in (*FIRST[:3], *SECOND[:3], *THIRD[:3], "the cat<only second>sat<only first>"):
         found = made.encode(text)
         assert found.ids == [vocabulary[token] for token in found.tokens]
         assert ("<only second>" in found.tokens) is ("<only second>" in text)

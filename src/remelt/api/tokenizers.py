@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remelt.api.configurations import CONFIG, Companion, parts_of, read_json, written
-from remelt.api.vocabulary import TOKENIZER, Member, SharedVocabulary, Tokens
+from remelt.api.vocabulary import TOKENIZER, Member, SharedVocabulary
 
 _OTHER_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "added_tokens.json")
 """What tells the tokens beside the file that is read: none of it is true once there are more."""
@@ -54,7 +54,7 @@ def tokenizer_of(shared: SharedVocabulary) -> bytes:
     as_they_stand = {token: _settings(token, shared.members) for token in shared.added}
     plain = {token: row for token, row in shared.added.items() if as_they_stand[token] is None}
     if plain:
-        _add_pieces(told["model"], first, plain, shared.members)
+        _add_pieces(told["model"], {**first.rows, **shared.added}, plain, shared.members)
     looked_for = [(token, found) for token, found in as_they_stand.items() if found is not None]
     more = [{"id": shared.added[token], "content": token, **found} for token, found in looked_for]
     told["added_tokens"] = [*told.get("added_tokens", []), *more]
@@ -70,12 +70,13 @@ def _settings(token: str, members: Iterable[Member]) -> dict[str, Any] | None:
     return None
 
 
-def _add_pieces(model: dict[str, Any], first: Tokens, plain: Mapping[str, int], members: Sequence[Member]) -> None:
-    """Add pieces of words to a tokenizer's model, with what makes them of smaller ones.
+def _add_pieces(
+    model: dict[str, Any], rows: Mapping[str, int], plain: Mapping[str, int], members: Sequence[Member]
+) -> None:
+    """Have a tokenizer's model know pieces of words, with what makes them of smaller ones, and all other tokens.
 
-    A tokenizer numbers what it adds by how many its model has, unless the model knows it: so that has them all.
+    What a model does not know has the next free row when the tokenizer is loaded, whatever the file says.
     """
-    rows = {**first.rows, **plain}
     if isinstance(model["vocab"], list):  # with a score each, by row
         scores: dict[str, float] = {}
         for member in members:
