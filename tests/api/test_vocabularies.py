@@ -380,3 +380,13 @@ def test_rows_of_another_width_are_refused(tmp_path: Path, write_model: Callable
     write_model(tmp_path / "b" / "model", tensors)
     with pytest.raises(RecipeError, match=r"lm_head.weight has rows of \[7\] in b, but of \[3\] in a"):
         merged(tmp_path, rm.align_vocabulary(rm.weighted_sum("a", "b")))
+
+
+def test_other_numbers_of_tokens_are_told_with_the_remedy(tmp_path: Path) -> None:
+    write(tmp_path / "a", ["x", "y"], 1)
+    write(tmp_path / "b", ["y", "x", "z"], 2)
+    with pytest.raises(CheckError) as caught:
+        merged(tmp_path, rm.weighted_sum("a", "b"))
+    told = str(caught.value)
+    assert "model.embed_tokens.weight is [3, 3], but [2, 3] in a" in told
+    assert "align_vocabulary(recipe) merges models of different tokens, row by row" in told
