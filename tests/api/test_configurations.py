@@ -68,6 +68,12 @@ def test_a_configuration_that_needs_no_change_stays_to_the_byte(write: Write, tm
     assert (tmp_path / "out" / "config.json").read_text() == text
 
 
+def test_the_configuration_of_another_folder_tells_the_type_too(write: Write, tmp_path: Path) -> None:
+    like = write("like", {**PLAIN, "dtype": "float16"})
+    found = result(tmp_path, rm.model(write("a", {**PLAIN, "dtype": "float32"})), like=like)
+    assert found == {**PLAIN, "dtype": "float32"}
+
+
 def test_a_type_that_is_not_told_is_not_added(write: Write, tmp_path: Path) -> None:
     assert result(tmp_path, rm.model(write("a", PLAIN)), dtype="bf16") == PLAIN
 

@@ -111,6 +111,14 @@ def test_results_together_are_what_they_are_alone(tmp_path: Path, write_model: W
         assert all(torch.equal(together[key], alone[key]) for key in alone)
 
 
+def test_a_head_that_is_left_out_is_not_told(tmp_path: Path, write_model: Write) -> None:
+    tied = write_folder(tmp_path / "tied", write_model, tensors_of(1, tied=True), True)
+    plain = write_folder(tmp_path / "plain", write_model, tensors_of(2, tied=False), False)
+    rm.merge(rm.omit_component(rm.weighted_sum(tied, plain), component="lm_head"), tmp_path / "out")
+    assert HEAD not in load_file(tmp_path / "out" / "model.safetensors")
+    assert config(tmp_path / "out") == config(tied)
+
+
 def test_a_stack_that_ends_in_a_tied_model_has_its_embeddings_as_head(tmp_path: Path, write_model: Write) -> None:
     tied = write_folder(tmp_path / "tied", write_model, tensors_of(1, tied=True), True)
     plain = write_folder(tmp_path / "plain", write_model, tensors_of(2, tied=False), False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from remelt.api.tying import TIED
+from remelt.api.tying import HEAD, TIED
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError
@@ -62,14 +62,14 @@ def in_keeping(
 ) -> list[Companion]:
     """The small files with a configuration that says the result's element type, ties and quantisation.
 
-    ``first`` are the tensors of the model whose configuration it is; ``untied`` says that the result is one of tied
-    models and others. A file with nothing to change stays as it is, to the byte.
+    ``first`` are the tensors of the model whose configuration it is, where they are known; ``untied`` says that the
+    result is one of tied models and others. A file with nothing to change stays as it is, to the byte.
     """
     changes: list[Callable[[dict[str, Any]], None]] = []
     dtype = _TYPES.get(_main_type(result))  # type: ignore[arg-type]
     if dtype is not None and _main_type(result) is not _main_type(first):
         changes.append(lambda told: _tell_type(told, dtype))
-    if untied:
+    if untied and any(key.endswith(HEAD) for key in result):
         changes.append(_tell_untied)
     if not is_quantised(result):
         changes.append(_tell_plain)

@@ -305,8 +305,9 @@ class _Group:
         shared = next((view.shared for one in used if isinstance(view := one.checkpoint, TokenAlignedCheckpoint)), None)
         if shared is not None:
             found = with_vocabulary(found, shared, folder)
-        first = self.first_of(root).checkpoint.tensors
-        yield from in_keeping(found, output.tensors, first, untied=root in self.heads.untied)
+        first = self.first_of(root).checkpoint
+        described = first.tensors if folder == first.path else {}
+        yield from in_keeping(found, output.tensors, described, untied=root in self.heads.untied)
 
     def small_files(self, root: int) -> Path | None:
         """The folder whose configurations and tokenizers belong to one result, and whose weight files it names."""

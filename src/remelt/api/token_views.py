@@ -109,6 +109,7 @@ class TokenAlignedCheckpoint(Checkpoint):
         """The rows that are told, as a digest."""
         digest = hashlib.sha256(json.dumps(self.shared.tokens).encode())
         digest.update(self.shared.rows.tobytes())
+        digest.update(self.checkpoint.view_of().encode())
         return digest.hexdigest()
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.renamed import RenamedCheckpoint
 
 TIED = "tie_word_embeddings"
-_HEAD = "lm_head.weight"
-_USUAL = ((_HEAD, "model.embed_tokens.weight", "model.language_model.embed_tokens.weight", "transformer.wte.weight"),)
+HEAD = "lm_head.weight"
+_USUAL = ((HEAD, "model.embed_tokens.weight", "model.language_model.embed_tokens.weight", "transformer.wte.weight"),)
 _TIED_UNLESS_TOLD = ("gemma", "cohere")
 """Kinds of models, by the beginning of their name, whose configuration tells only that they are not tied."""
 
@@ -99,7 +99,7 @@ def _ends(given: Input) -> _Ends | None:
     arch, tensors = given.detection.arch, given.checkpoint.tensors
     for head, *embeddings in (*(() if arch is None else arch.tied), *_USUAL):
         embedding = next((name for name in embeddings if name in tensors), None)
-        if embedding is None or not head.endswith(_HEAD):
+        if embedding is None or not head.endswith(HEAD):
             continue
         says = _says_tied(given.checkpoint.path)
         if head in tensors:
