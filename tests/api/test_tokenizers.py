@@ -118,3 +118,29 @@ def test_merges_of_a_word_may_be_texts_or_pairs(tmp_path: Path) -> None:
     merges = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["model"]["merges"]
     assert {type(merge) for merge in merges} == {str}
     assert len(merges) > len(told["model"]["merges"])
+
+
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "GPT2Tokenizer"])
+def test_a_united_tokenizer_is_the_same_to_classes_that_build_their_own(kind: str, tmp_path: Path) -> None:
+    """From version 5 on, transformers' classes take the tokens and merges of the file, and make the rest anew."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    for seed, (name, corpus) in enumerate({"a": FIRST, "b": SECOND}.items()):
+        made = trained("BPE", [*corpus, "".join(map(chr, range(33, 127)))], 150)
+        write(tmp_path / name, made, seed)
+        told = json.loads(made.to_str())["model"]
+        own = getattr(transformers, kind)(vocab=told["vocab"], merges=[tuple(merge) for merge in told["merges"]])
+        own.add_tokens([f"<only {name}>"], special_tokens=True)
+        own.save_pretrained(tmp_path / name)
+        rows = torch.randn(len(own), 4)
+        save_file({"model.embed_tokens.weight": rows}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": len(rows)}))
+    rm.merge(rm.align_vocabulary(rm.weighted_sum("a", "b")), tmp_path / "out", models_dirs=[tmp_path])
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert type(found).__name__ == kind
+    plain = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    text = "the dog<only b> sat at the park<only a> on a mat"
+    assert found.tokenize(text) == plain.encode(text).tokens
+    assert found(text).input_ids == plain.encode(text).ids
+    assert {"<only a>", "<only b>"} <= set(found.tokenize(text))
+    assert found.get_vocab() == plain.get_vocab()
+    assert len(found) == len(load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"])
