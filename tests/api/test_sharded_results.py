@@ -60,6 +60,14 @@ def test_a_result_has_the_shards_of_its_first_model(models: Path) -> None:
         torch.testing.assert_close(found[key], torch.lerp(value, tensors_of(2)[key], 0.25))
 
 
+@pytest.mark.parametrize("other", ["consolidated.safetensors", "a.fp16.safetensors", "pytorch_model.bin"])
+def test_the_names_are_those_of_the_files_that_are_read(other: str, models: Path) -> None:
+    """Some models are published twice in one folder."""
+    (models / "sharded" / other).write_bytes((models / "file.safetensors").read_bytes())
+    rm.merge(rm.weighted_sum("sharded", "whole"), "out")
+    assert list(shards(models / "out")) == list(SHARDS)
+
+
 def test_another_element_type_leaves_the_shards(models: Path) -> None:
     rm.merge(rm.weighted_sum("sharded", "whole"), "out", dtype="bf16")
     assert list(shards(models / "out")) == list(SHARDS)

@@ -12,6 +12,7 @@ from remelt.engine.commit import is_unfinished, is_unfinished_folder, reserved_b
 from remelt.errors import BudgetError, OptionError, OutputError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.layout import OutputLayout, file_layout, folder_layout
+from remelt.formats.sharded import weights_of
 from remelt.planning.plan import PlannedOutput
 
 SUFFIX = ".safetensors"
@@ -111,9 +112,9 @@ def _weight_names(keys: Iterable[str], like: Path | None, stem: str) -> dict[str
     if like is None or not like.is_dir():
         return names
     for folder in folders:
-        found = sorted(file for file in (like / folder).glob("*") if file.name.endswith(_WEIGHTS))
-        if found:
-            stem = found[0].name.split(".")[0].split("-00")[0]
+        found = weights_of(like / folder) if (like / folder).is_dir() else None
+        if found is not None:
+            stem = found.name.split(".")[0].split("-00")[0]
             names[folder] = "model" if stem == "pytorch_model" else stem
     return names
 

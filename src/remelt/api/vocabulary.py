@@ -213,7 +213,8 @@ class SharedVocabulary:
         else:
             chosen = theirs
         chosen = np.where(padding & (count == 0), OWN, chosen)
-        for one in (self.preferred if self.new_rows == THEIRS else place, place):  # the own row before the base's
+        own_last = (self.preferred, place) if self.new_rows == THEIRS else (place,)
+        for one in own_last:  # which so goes before the base's
             if one in having:
                 chosen = np.where(present[having.index(one)], having.index(one), chosen)
         row = np.take_along_axis(table, np.maximum(chosen, 0)[None], 0)[0]
