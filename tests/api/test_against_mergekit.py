@@ -149,6 +149,64 @@ def test_tokens_are_aligned(source: str, based: bool, speaking_models: dict[str,
     assert opened.config.vocab_size == len(tokens["ours"]) == len(opened.lm_head.weight)
 
 
+CORPORA = {
+    "a": ["the cat sat on the mat", "a cat and a hat", "the hat is flat"],
+    "b": ["dogs bark at night", "a dog at the park", "the night is dark and the dog sat"],
+}
+
+
+@pytest.fixture(scope="module")
+def models_of_pieces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models whose tokens are pieces of words, learnt of other texts, one with rows that no token has."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("pieces")
+    found = {}
+    for name, corpus in CORPORA.items():
+        made = tokenizers.Tokenizer(tokenizers.models.BPE())
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = tokenizers.decoders.ByteLevel()
+        special = ["<s>", f"<only {name}>"]
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=48, special_tokens=special, show_progress=False)
+        made.train_from_iterator(corpus * 5, trainer)
+        rows = made.get_vocab_size() + (5 if name == "a" else 0)
+        found |= write_llamas(folder, [name], 2, vocab_size=rows, hidden_size=16, intermediate_size=20)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>").save_pretrained(folder / name)
+    return found
+
+
+@pytest.mark.parametrize("multiple", [None, 16])
+@pytest.mark.parametrize("source", ["union", "base"])
+def test_tokens_that_are_pieces_of_words_are_aligned(
+    source: str, multiple: int | None, models_of_pieces: dict[str, Path], tmp_path: Path
+) -> None:
+    """mergekit has no rows without a token but those that it pads with, and pads with the mean of what is aligned."""
+    text = """
+        models:
+          - {{model: {a}, parameters: {{weight: 0.6}}}}
+          - {{model: {b}, parameters: {{weight: 0.4}}}}
+        merge_method: linear
+        base_model: {a}
+        dtype: bfloat16
+    """.format(**models_of_pieces)
+    text += f"\n        tokenizer: {{source: {source}"
+    text += "}" if multiple is None else f", pad_to_multiple_of: {multiple}}}"
+    theirs, ours = merged_by_both(text, tmp_path)
+    transformers = pytest.importorskip("transformers")
+    tokenizer, other = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("ours", "theirs"))
+    tokens, due = tokenizer.get_vocab(), other.get_vocab()
+    assert tokens.keys() == due.keys()
+    for key, value in ours.items():
+        if key in ("lm_head.weight", "model.embed_tokens.weight"):
+            assert multiple is None or len(value) == len(theirs[key]) == -(-len(tokens) // multiple) * multiple
+            rows = list(map(tokens.__getitem__, sorted(tokens))), list(map(due.__getitem__, sorted(due)))
+            torch.testing.assert_close(value[rows[0]], theirs[key][rows[1]], rtol=2**-6, atol=2**-9)
+        else:
+            torch.testing.assert_close(value, theirs[key], rtol=2**-6, atol=2**-9)
+    if source == "base":  # what the union makes of a text is another thing: there pieces are cut out of words
+        assert [tokenizer(line).input_ids for line in CORPORA["b"]] == [other(line).input_ids for line in CORPORA["b"]]
+
+
 def by_mergekit(text: str, out: Path) -> dict[str, Tensor]:
     pytest.importorskip("mergekit")
     from mergekit.config import MergeConfiguration

@@ -88,8 +88,9 @@ def test_rows_follow_their_tokens(tmp_path: Path) -> None:
     key = "model.layers.1.mlp.up.weight"
     assert torch.equal(found[key], torch.lerp(a[key], b[key], 0.25))
     assert told(tmp_path / "out", "config.json") == {"vocab_size": 6, "eos_token_id": 3}
-    added = told(tmp_path / "out", "tokenizer.json")["added_tokens"]
-    assert [(one["content"], one["id"], one["special"]) for one in added] == [("w", 4, False), ("v", 5, False)]
+    tokenizer = told(tmp_path / "out", "tokenizer.json")
+    assert tokenizer["added_tokens"] == []
+    assert tokenizer["model"]["vocab"] == {"x": 0, "y": 1, "z": 2, "end": 3, "w": 4, "v": 5}
 
 
 def test_a_tokens_row_is_the_bases_or_the_mean_of_all(tmp_path: Path) -> None:
@@ -108,6 +109,53 @@ def test_a_tokens_row_is_the_bases_or_the_mean_of_all(tmp_path: Path) -> None:
     found = merged(tmp_path, rm.align_vocabulary(mixed, order=rm.model("b")))[key]
     assert found.shape == (2, WIDTH)
     torch.testing.assert_close(found[0], 0.5 * a[key][0] + 0.25 * b[key][0] + 0.25 * c[key][1])
+
+
+@pytest.mark.parametrize("policy", ["theirs", "mean", "own_mean", "zero"])
+def test_what_a_model_has_for_a_token_that_it_lacks(policy: str, tmp_path: Path) -> None:
+    words = {"a": ["x", "y"], "b": ["x", "w"], "c": ["w", "x"]}
+    heads = {name: write(tmp_path / name, words[name], seed)["lm_head.weight"] for seed, name in enumerate(words)}
+    shares = {"a": 0.5, "b": 0.25, "c": 0.25}
+    mixed = 0.5 * rm.model("a") + 0.25 * rm.model("b") + 0.25 * rm.model("c")
+    aligned = rm.align_vocabulary(mixed, base="b", order=rm.model("a"), new_rows=policy)
+    found = merged(tmp_path, aligned)["lm_head.weight"]
+    assert len(found) == 2
+    found = merged(tmp_path, rm.align_vocabulary(mixed, base="b", new_rows=policy))["lm_head.weight"]
+    for row, token in enumerate(["x", "w", "y"]):
+        having = {name: heads[name][words[name].index(token)] for name in words if token in words[name]}
+        lacking = {
+            "theirs": having.get("b", next(iter(having.values()))),
+            "mean": torch.stack(list(having.values())).mean(0),
+            "zero": torch.zeros(WIDTH),
+        }
+        due = torch.zeros(WIDTH)
+        for name, share in shares.items():
+            new = heads[name].mean(0) if policy == "own_mean" else lacking[policy]
+            due += share * having.get(name, new)
+        torch.testing.assert_close(found[row], due)
+
+
+def test_the_mean_of_many_rows_is_of_those_that_have_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remelt.api.token_views._AT_ONCE", 8 * WIDTH * 4)
+    a = write(tmp_path / "a", [f"a{number}" for number in range(9)] + ["x"], 1, rows=13)
+    write(tmp_path / "b", ["x", "y"], 2)
+    recipe = rm.align_vocabulary(rm.weighted_sum("a", "b", alpha=0.0), new_rows="own_mean")
+    head = merged(tmp_path, recipe)["lm_head.weight"]
+    torch.testing.assert_close(head[10], a["lm_head.weight"][:10].double().mean(0).float())
+
+
+@pytest.mark.parametrize(("multiple", "rows"), [(None, 7), (1, 4), (4, 4), (3, 6), (64, 64)])
+def test_rows_are_padded_to_a_multiple(multiple: int | None, rows: int, tmp_path: Path) -> None:
+    a = write(tmp_path / "a", ["x", "y"], 1, rows=7)["lm_head.weight"]
+    b = write(tmp_path / "b", ["y", "w", "v"], 2)["lm_head.weight"]
+    recipe = rm.align_vocabulary(rm.weighted_sum("a", "b", alpha=0.5), pad_to_multiple_of=multiple)
+    found = merged(tmp_path, recipe)["lm_head.weight"]  # x y w v
+    assert found.shape == (rows, WIDTH)
+    assert told(tmp_path / "out", "config.json")["vocab_size"] == rows
+    torch.testing.assert_close(found[:4], torch.stack((a[0], (a[1] + b[0]) / 2, b[1], b[2])))
+    torch.testing.assert_close(found[4:7], a[4:rows])
+    mean = (a[:2].mean(0) + b.mean(0)) / 2
+    torch.testing.assert_close(found[7:], mean.expand(max(rows - 7, 0), WIDTH))
 
 
 def test_models_of_one_vocabulary_are_read_as_they_lie(tmp_path: Path) -> None:
@@ -159,6 +207,52 @@ def test_added_tokens_keep_their_settings_and_stale_files_go(tmp_path: Path) -> 
     assert not (tmp_path / "out" / "vocab.json").exists()
     merged(tmp_path, rm.align_vocabulary(rm.weighted_sum("a", "b"), base="b", order="base"))
     assert told(tmp_path / "out", "tokenizer_config.json") == {"of": "b"}
+
+
+def test_special_tokens_keep_their_meaning(tmp_path: Path) -> None:
+    """Ids of the tokenizer's own model count; others are moved with their tokens, or go with them."""
+    write(tmp_path / "a", ["x", "end", "image", "bad", "y"], 1)
+    write(tmp_path / "b", ["y", "image", "stop", "x"], 2)
+    config = {
+        "vocab_size": 5,
+        "eos_token_id": 1,
+        "image_token_id": 2,
+        "text_config": {"vocab_size": 5, "eos_token_id": 4, "bos_token_id": 1},
+        "quantity": 1,
+    }
+    generation = {"eos_token_id": [0, 1], "suppress_tokens": [-1, 3, 4], "max_length": 3}
+    for name, content in (("config", config), ("generation_config", generation)):
+        (tmp_path / "a" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "b" / "config.json").write_text('{"vocab_size": 4, "eos_token_id": 2}', encoding="utf-8")
+    recipe = rm.weighted_sum("a", "b")
+    merged(tmp_path, rm.align_vocabulary(recipe, order=rm.model("b")))
+    assert told(tmp_path / "out", "config.json") == {
+        "vocab_size": 4,
+        "eos_token_id": 2,
+        "image_token_id": 1,
+        "text_config": {"vocab_size": 4, "eos_token_id": 0, "bos_token_id": None},
+        "quantity": 1,
+    }
+    found = told(tmp_path / "out", "generation_config.json")
+    assert found == {"eos_token_id": [3], "suppress_tokens": [-1, 0], "max_length": 3}
+    merged(tmp_path, rm.align_vocabulary(recipe))  # the rows of the first stay
+    text = {"vocab_size": 6, "eos_token_id": 4, "bos_token_id": 1}
+    assert told(tmp_path / "out", "config.json") == {**config, "vocab_size": 6, "text_config": text}
+    assert told(tmp_path / "out", "generation_config.json") == generation
+
+
+def test_tied_models_may_have_other_tokens(tmp_path: Path, write_model: Callable[..., Path]) -> None:
+    a = write(tmp_path / "a", ["x", "y"], 1)
+    tied = {key: value for key, value in write(tmp_path / "b", ["y", "z", "x"], 2).items() if "lm_head" not in key}
+    write_model(tmp_path / "b" / "model", tied)
+    a.pop("lm_head.bias")
+    write_model(tmp_path / "a" / "model", a)
+    for order in (("a", "b"), ("b", "a")):
+        found = merged(tmp_path, rm.align_vocabulary(rm.weighted_sum(*order, alpha=0.5), base="a"))
+        embeddings = tied["model.embed_tokens.weight"]
+        torch.testing.assert_close(found["lm_head.weight"][:2], (a["lm_head.weight"] + embeddings[[2, 0]]) / 2)
+        torch.testing.assert_close(found["lm_head.weight"][2], embeddings[1])
+        assert told(tmp_path / "out", "config.json")["tie_word_embeddings"] is False
 
 
 def test_layers_may_be_stacked_below(tmp_path: Path) -> None:
@@ -241,6 +335,44 @@ def test_a_model_whose_tokens_are_not_known_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def marked(mark: str) -> list[str]:
+    return [f"{mark}{letter}" for letter in "abcdefgh"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds", "order", "message"),
+    [
+        (
+            (marked("\u0120"), marked("\u2581")),
+            ("BPE", "BPE"),
+            "union",
+            "8 of 9 tokens of a begin with '\u0120', but 8 of 9 tokens of b begin with '\u2581'",
+        ),
+        ((["x"], ["y"]), ("BPE", "BPE"), "base", "a and b share no token"),
+        (
+            (["x"], ["y"]),
+            ("BPE", "WordPiece"),
+            "union",
+            "a tokenizer of kind BPE, as a has, cannot make tokens such as 'y' of b, which is of kind WordPiece",
+        ),
+    ],
+    ids=["marks", "nothing in common", "kinds"],
+)
+def test_vocabularies_that_cannot_be_aligned_are_refused(
+    words: tuple[list[str], list[str]], kinds: tuple[str, str], order: str, message: str, tmp_path: Path
+) -> None:
+    common = [] if order == "base" else ["common"]
+    for name, own, kind in zip("ab", words, kinds, strict=True):
+        write(tmp_path / name, [*common, *own], 1)
+        tokenizer = told(tmp_path / name, "tokenizer.json")
+        tokenizer["model"]["type"] = kind
+        broken(tmp_path / name, "tokenizer.json", json.dumps(tokenizer))
+    with pytest.raises(RecipeError) as caught:
+        merged(tmp_path, rm.align_vocabulary(rm.weighted_sum("a", "b"), order=order))
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_rows_of_another_width_are_refused(tmp_path: Path, write_model: Callable[..., Path]) -> None:
     write(tmp_path / "a", ["x", "y"], 1)
     tensors = write(tmp_path / "b", ["y", "x"], 2)
@@ -248,3 +380,13 @@ def test_rows_of_another_width_are_refused(tmp_path: Path, write_model: Callable
     write_model(tmp_path / "b" / "model", tensors)
     with pytest.raises(RecipeError, match=r"lm_head.weight has rows of \[7\] in b, but of \[3\] in a"):
         merged(tmp_path, rm.align_vocabulary(rm.weighted_sum("a", "b")))
+
+
+def test_other_numbers_of_tokens_are_told_with_the_remedy(tmp_path: Path) -> None:
+    write(tmp_path / "a", ["x", "y"], 1)
+    write(tmp_path / "b", ["y", "x", "z"], 2)
+    with pytest.raises(CheckError) as caught:
+        merged(tmp_path, rm.weighted_sum("a", "b"))
+    told = str(caught.value)
+    assert "model.embed_tokens.weight is [3, 3], but [2, 3] in a" in told
+    assert "align_vocabulary(recipe) merges models of different tokens, row by row" in told

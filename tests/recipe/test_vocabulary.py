@@ -40,6 +40,11 @@ def test_the_order_is_the_bases_or_a_models() -> None:
     assert vocabularies(align_vocabulary(merged, base="b", order="c"))["a"] == Vocabulary("c", False, "b", ("a", "b"))
 
 
+def test_what_new_rows_are_and_how_many_there_are_may_be_said() -> None:
+    found = vocabularies(align_vocabulary("a", new_rows="own_mean", pad_to_multiple_of=64))
+    assert found["a"] == Vocabulary("a", True, None, ("a",), "own_mean", 64)
+
+
 def test_a_recipe_without_a_vocabulary_is_itself() -> None:
     recipe = rm.weighted_sum("a", "b")
     assert expand_vocabularies(recipe) is recipe
@@ -53,6 +58,7 @@ def test_a_recipe_without_a_vocabulary_is_itself() -> None:
         'align_vocabulary("a", order="c")',
         'align_vocabulary("a", order=model("c"))',
         'align_vocabulary(weighted_sum("a", "b"), base="a")',
+        'align_vocabulary(weighted_sum("a", "b"), new_rows="zero", pad_to_multiple_of=64)',
     ],
 )
 def test_the_text_says_the_same(text: str) -> None:
@@ -72,16 +78,28 @@ def test_a_view_is_another_model_to_hashes_and_pickles() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Call("align_vocabulary"), "align_vocabulary takes a recipe, a base and an order"),
+        (lambda: Call("align_vocabulary"), "align_vocabulary takes a recipe, and by name a base, an order"),
         (
             lambda: Call("align_vocabulary", (Model("a"),), (("bas", Model("a")),)),
-            "takes a recipe, a base and an order",
+            "takes a recipe, and by name a base, an order, new_rows and pad_to_multiple_of",
         ),
         (lambda: align_vocabulary(rm.parameter("a")), "there is no model below align_vocabulary"),
         (lambda: align_vocabulary("a", base=rm.scale("a", 0.5)), "what is aligned is a recipe, and its base a model"),
         (
             lambda: align_vocabulary("a", order=rm.scale("a", 0.5)),
             'the order of a vocabulary is "union", "base" or a model',
+        ),
+        (
+            lambda: align_vocabulary("a", new_rows="zeros"),
+            "new_rows is one of theirs, mean, own_mean, zero, but got 'zeros'\nhint: did you mean 'zero'?",
+        ),
+        (
+            lambda: align_vocabulary("a", pad_to_multiple_of=0),
+            "pad_to_multiple_of is a whole number from 1 on, but got 0",
+        ),
+        (
+            lambda: align_vocabulary("a", pad_to_multiple_of=True),
+            "pad_to_multiple_of is a whole number from 1 on, but got True",
         ),
         (lambda: align_vocabulary(align_vocabulary("a")), "a vocabulary is aligned once, around all that is merged"),
     ],

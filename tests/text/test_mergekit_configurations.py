@@ -168,6 +168,8 @@ def test_ties_of_weights_and_densities_by_model() -> None:
         ("tokenizer_source: union", 'order="union")'),
         ("tokenizer_source: base\nbase_model: org/second", 'base=second, order="base")'),
         ("tokenizer: {source: org/first}", "order=first)"),
+        ("tokenizer: {source: base, pad_to_multiple_of: 64}", 'order="base", pad_to_multiple_of=64)'),
+        ("tokenizer: {pad_to_multiple_of: 8}", 'order="union", pad_to_multiple_of=8)'),
         ("tokenizer_source: {model: {path: org/second}}", "order=second)"),
     ],
 )
@@ -270,6 +272,7 @@ def test_a_gradient_of_one_slice_keeps_its_layers() -> None:
         ("          weight: 3", f"          weight: {'x' * 90}", f"but got '{'x' * 36}..."),
         ("dtype: float16", "tokenizer_source: [a]", "config.yml:9:19: a model is a path or a name"),
         ("dtype: float16", "tokenizer: {source: union, tokens: {}}", "config.yml:9:28: 'tokens' is not known here"),
+        ("dtype: float16", "tokenizer: {pad_to_multiple_of: 0}", "config.yml:9:33: rows are padded to a multiple of a"),
         ("dtype: float16", "tokenizer: {source: a}\ntokenizer_source: a", "config.yml:10:1: a tokenizer is told once"),
         ("dtype: float16", "slices: []", "a configuration names either models or slices"),
         ("dtype: float16", "dtype: [", "config.yml:10:1: this is no YAML"),

@@ -15,8 +15,8 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from remelt.api.group import PreparedGroup
 from remelt.api.options import MergeOptions
-from remelt.api.prepare import PreparedGroup
 from remelt.check.program import Apply
 from remelt.formats.checkpoint import Checkpoint
 from remelt.planning.plan import PlannedOutput

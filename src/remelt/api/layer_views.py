@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from remelt.api.configurations import CONFIG, read_json, written
+from remelt.api.layer_facts import layer_facts, tell_layers
 from remelt.archs.structure import Structure, infer
 from remelt.check.inputs import Input
 from remelt.errors import RecipeError
@@ -15,7 +16,6 @@ from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.renamed import RenamedCheckpoint
 from remelt.recipe.node import LayerRange
 
-CONFIG = "config.json"
 _BEFORE = re.compile(r"(?:^|[._/])(?:\w*emb\w*|wte|wpe|tok_\w*|patch_\w*|conv_in|img_in|txt_in|time_in)(?:[._]|$)")
 """Names of what comes before the layers; anything else outside them comes after."""
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -71,21 +71,46 @@ def stack_of(structure: Structure, named: str | None, label: str) -> str:
 def restacked(config: Path | bytes, parts: Sequence[Input]) -> bytes:
     """A configuration for a result whose layers are those of several parts: their number, and what is told of each.
 
-    What it tells of each layer (a list as long as there were layers) is taken from the layer that stands there now.
+    What is told of each layer is taken from the layer that stands there now, of the model that it is from. Raises
+    `RecipeError` where the configuration's words cannot tell the result's layers.
     """
-    told: Any = json.loads(config if isinstance(config, bytes) else config.read_text(encoding="utf-8"))
-    sources: dict[int, int] = {}
+    told = read_json(config)
+    whole = _layers_of(parts[0])
+    described = _describing(told, whole.stack, whole.count)
+    if described is None:
+        return written(told)
+    sources: dict[int, tuple[dict[str, Any], int]] = {}
     for given in parts:
         wanted = given.model.layers
         assert wanted is not None
+        facts = _facts_of(given, described if given is parts[0] else None)
         for number in range(wanted.start, wanted.stop):
-            sources.setdefault(number - wanted.start + wanted.offset, number)
+            sources.setdefault(number - wanted.start + wanted.offset, (facts, number))
     order = [sources[number] for number in sorted(sources)]
-    whole = _layers_of(parts[0])
-    described = _describing(told, whole.stack, whole.count)
-    if described is not None:
-        _restack(described, order, whole.count)
-    return (json.dumps(told, indent=2) + "\n").encode()
+    first = layer_facts(described, whole.count)
+    found = {name: [_told(facts, name, number, parts[0]) for facts, number in order] for name in first}
+    tell_layers(described, found)
+    for name in _COUNTS:
+        if described.get(name) == whole.count:
+            described[name] = len(order)
+    return written(told)
+
+
+def _facts_of(given: Input, described: dict[str, Any] | None) -> dict[str, Any]:
+    """What a model's own configuration tells of each of its layers; nothing where it has none."""
+    view = _layers_of(given)
+    if described is None and view.path is not None and (view.path / CONFIG).is_file():
+        described = _describing(read_json(view.path / CONFIG), view.stack, view.count)
+    return {} if described is None else layer_facts(described, view.count)
+
+
+def _told(facts: Mapping[str, Any], name: str, number: int, first: Input) -> Any:
+    if name in facts:
+        return facts[name][number]
+    raise RecipeError(
+        f"the configuration of {first.label} tells {name} of each layer, but that of another part does not",
+        hint=f"give each model's folder a {CONFIG} that does",
+    )
 
 
 def refuse_strange_stacks(inputs: Sequence[Input]) -> None:
@@ -113,7 +138,7 @@ def _layers_of(given: Input) -> LayersCheckpoint:
     return view
 
 
-def _describing(told: Any, stack: str, count: int) -> dict[str, Any] | None:
+def _describing(told: dict[str, Any], stack: str, count: int) -> dict[str, Any] | None:
     """The part of a configuration that tells of a stack: the one with that number of layers whose name is nearest."""
     found: list[tuple[int, int, dict[str, Any]]] = []
     pending: list[tuple[tuple[str, ...], Any]] = [((), told)]
@@ -127,11 +152,3 @@ def _describing(told: Any, stack: str, count: int) -> dict[str, Any] | None:
             shared = len(words & {word for name in path for word in name.split("_")})
             found.append((-shared, len(path), one))
     return min(found, key=lambda one: one[:2])[2] if found else None
-
-
-def _restack(told: dict[str, Any], order: Sequence[int], count: int) -> None:
-    for name, value in told.items():
-        if name in _COUNTS and value == count:
-            told[name] = len(order)
-        elif isinstance(value, list) and len(value) == count:
-            told[name] = [value[number] for number in order]

@@ -11,18 +11,22 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from remelt.api.fingerprint import fingerprint, identities
+from remelt.api.group import PreparedGroup
 from remelt.api.options import MergeOptions, PathLike, over_carried
-from remelt.api.outputs import output_path
-from remelt.api.prepare import Prepared, PreparedGroup, prepare
+from remelt.api.outputs import SUFFIX, output_path
+from remelt.api.prepare import Prepared, prepare
 from remelt.api.recipes import Source, load_recipe
 from remelt.api.resources import available_memory
 from remelt.core.nearest import nearest_hint
-from remelt.errors import OptionError, RunError
+from remelt.errors import OptionError, RemeltError, RunError
+from remelt.formats.locate import locate_model, models_folders
 from remelt.methods import METHODS
 from remelt.planning.plan import Plan
-from remelt.recipe.adapter import is_adapter
-from remelt.recipe.node import Node
+from remelt.recipe.adapter import is_adapter, peel
+from remelt.recipe.node import Model, Node
 from remelt.recipe.node import model as as_model
+from remelt.recipe.signature import name_all_models
+from remelt.recipe.walk import topological
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,18 +130,35 @@ def asked(recipe: object, output: object, options: Mapping[str, Any]) -> tuple[S
 def prepare_merges(sources: Sequence[Source], outputs: Sequence[PathLike | None], options: MergeOptions) -> Prepared:
     """Several merges up to their plans."""
     paths = [
-        None if output is None else Path(output) if is_adapter(source.recipe) else resolved(output, options)
+        None if output is None else Path(output) if is_adapter(source.recipe) else resolved(output, options, source)
         for source, output in zip(sources, outputs, strict=True)
     ]
     return prepare(sources, paths, options, METHODS)
 
 
-def resolved(output: PathLike, options: MergeOptions) -> Path:
-    """The path of a result: a folder where the options ask for one, else a file."""
+def resolved(output: PathLike, options: MergeOptions, source: Source | None = None) -> Path:
+    """The path of a result: a folder where the options ask for one, or the recipe's first model is one; else a file."""
     path = Path(output)
-    wants_folder = options.max_shard_size is not None or path.is_dir() or str(output).endswith(("/", "\\"))
-    wants_folder |= options.makes_folder
-    return output_path(path, folder=wants_folder and path.suffix != ".safetensors")
+    if path.suffix == SUFFIX:
+        return path
+    wants_folder = path.is_dir() or str(output).endswith(("/", "\\")) or options.makes_folder
+    return output_path(path, folder=wants_folder or (source is not None and gives_folder(source, options)))
+
+
+def gives_folder(source: Source, options: MergeOptions) -> bool:
+    """Whether a result that is not named as a file is a folder: as asked for, or as the recipe's first model is one."""
+    if options.makes_folder or options.dialect is not None:
+        return options.makes_folder
+    try:
+        recipe, form = peel(source.recipe)
+        named = name_all_models(recipe, METHODS)
+        order = [node for node in topological(named) if isinstance(node, Model) and node.space == "weight"]
+        if form is not None or not order or order[0].tensors is not None:
+            return False
+        folders = [source.folder, *models_folders([Path(folder) for folder in options.models_dirs])]
+        return locate_model(order[0].name, folders).is_dir()
+    except RemeltError:  # it is told with all other problems, once the models are opened
+        return False
 
 
 def _drain(running: Iterator[Progress | Merged], watch: Watch | None) -> Merged:

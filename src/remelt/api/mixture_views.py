@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from remelt.api.layer_views import CONFIG
+from remelt.api.configurations import CONFIG
 from remelt.check.inputs import Input
 from remelt.core.dtype import DType
 from remelt.core.random import Random

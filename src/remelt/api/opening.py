@@ -13,6 +13,7 @@ from remelt.adapters.names import is_adapter
 from remelt.api.hashing import content_hash, find_by_hash
 from remelt.api.layer_views import view_of_layers
 from remelt.api.token_views import TokenAlignedCheckpoint
+from remelt.api.tying import Heads, settle_heads
 from remelt.api.vocabulary import Member, SharedVocabulary, Tokens, tokenizer_of
 from remelt.archs.detect import detect
 from remelt.check.bound import BoundGraph
@@ -33,6 +34,7 @@ class Opened:
     inputs: dict[int, Input] = field(default_factory=dict)
     bases: dict[int, Input] = field(default_factory=dict)
     """For adapters, the model that the recipe says they change."""
+    heads: Heads = field(default_factory=Heads)
     problems: list[Problem] = field(default_factory=list)
     _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -69,6 +71,8 @@ def open_models(graph: BoundGraph, models_dirs: Sequence[Path]) -> Opened:
             opened.inputs[index] = given
             if given.adapter is not None:
                 _open_base(index, given.adapter, graph.scopes[index], models_dirs, opened)
+    opened.heads = settle_heads(graph, opened.inputs)
+    _view_layers(opened)
     _align_vocabularies(graph, models_dirs, opened)
     for place, step in enumerate(graph.steps):
         if step.input is not None and canonical.get(step.input, step.input) != step.input:
@@ -121,9 +125,6 @@ def _open(
             return identity, None
         checkpoint = opened._files.enter_context(dequantised(_open_locked(path, model, folders)))
         label = (checkpoint.path or path).name
-    if model.layers is not None:
-        checkpoint = view_of_layers(checkpoint, model.layers, label)
-        label = f"{label}, layers {model.layers.start} to {model.layers.stop}"
     if model.part is not None and model.part.role != BASE:
         label = label_of_part(label, model.part)
     use = model.adapter
@@ -137,6 +138,22 @@ def _open(
 def _views(model: Model) -> tuple[object, ...]:
     """What is read of a model, and as what."""
     return model.layers, model.vocabulary, model.adapter, model.part
+
+
+def _view_layers(opened: Opened) -> None:
+    """Have those models of which some layers are read be those layers."""
+    for index, given in list(opened.inputs.items()):
+        wanted = given.model.layers
+        if wanted is None:
+            continue
+        try:
+            view = view_of_layers(given.checkpoint, wanted, given.label)
+        except RemeltError as error:
+            hint = None if error.hint is None else f"hint: {error.hint}"
+            opened.problems.append(Problem("", error.message, hint, given.model.span))
+            continue
+        label = f"{given.label}, layers {wanted.start} to {wanted.stop}"
+        opened.inputs[index] = replace(given, label=label, checkpoint=view, detection=detect(view.tensors))
 
 
 def _align_vocabularies(graph: BoundGraph, models_dirs: Sequence[Path], opened: Opened) -> None:
@@ -157,7 +174,14 @@ def _align_vocabularies(graph: BoundGraph, models_dirs: Sequence[Path], opened: 
             folders = [Path(folder or "."), *models_dirs]
             first = Tokens.read(_locate(Model(wanted.first), folders), wanted.first)
             base = None if wanted.base is None else tokenizer_of(_locate(Model(wanted.base), folders))
-            shared = SharedVocabulary.of(first, base, list(members.values()), union=wanted.union)
+            shared = SharedVocabulary.of(
+                first,
+                base,
+                list(members.values()),
+                union=wanted.union,
+                new_rows=wanted.new_rows,
+                multiple=wanted.multiple,
+            )
             for index in indexes:
                 given = opened.inputs[index]
                 place = list(members).index(given.checkpoint.path)

@@ -10,7 +10,9 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.core.units import format_bytes
 from remelt.engine.commit import is_unfinished, is_unfinished_folder, reserved_bytes
 from remelt.errors import BudgetError, OptionError, OutputError
+from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.layout import OutputLayout, file_layout, folder_layout
+from remelt.formats.sharded import weights_of
 from remelt.planning.plan import PlannedOutput
 
 SUFFIX = ".safetensors"
@@ -81,16 +83,19 @@ def lay_out(
     like: Path | None,
     shard_bytes: int | None,
     stem: str = "model",
+    shard_of: Mapping[str, int] | None = None,
 ) -> OutputLayout:
-    """The layout of a result on disk: one file, or a folder of shards named as in the folder ``like``, if it is one."""
+    """The layout of a result on disk: one file, or a folder of shards named as in the folder ``like``, if it is one.
+
+    Where no size is asked for, ``shard_of`` tells which keys stand together in a shard.
+    """
     if path.suffix == SUFFIX:
         if shard_bytes is not None:
             raise OptionError("shards go to a folder, but the output is a file", hint=f"-o {path.with_suffix('')}")
         file = file_layout(tensors, metadata, path.name)
         return OutputLayout(files=(file,), indexes=(), is_folder=False)
-    layout = folder_layout(
-        tensors, metadata, max_shard_size=shard_bytes, weight_names=_weight_names(tensors, like, stem)
-    )
+    names = _weight_names(tensors, like, stem)
+    layout = folder_layout(tensors, metadata, max_shard_size=shard_bytes, weight_names=names, shard_of=shard_of)
     if (path / "model_index.json").is_file() and not any("/" in file.name for file in layout.files):
         raise OutputError(
             f"{path} is a model of several components, as its model_index.json says, and the result is not",
@@ -109,11 +114,18 @@ def _weight_names(keys: Iterable[str], like: Path | None, stem: str) -> dict[str
     if like is None or not like.is_dir():
         return names
     for folder in folders:
-        found = sorted(file for file in (like / folder).glob("*") if file.name.endswith(_WEIGHTS))
-        if found:
-            stem = found[0].name.split(".")[0].split("-00")[0]
+        found = weights_of(like / folder) if (like / folder).is_dir() else None
+        if found is not None:
+            stem = found.name.split(".")[0].split("-00")[0]
             names[folder] = "model" if stem == "pytorch_model" else stem
     return names
+
+
+def shards_of(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """The number of the file that holds each tensor of a folder; None for what is no folder."""
+    if checkpoint.path is None or not checkpoint.path.is_dir():
+        return None
+    return {key: checkpoint.position(key)[0] for key in checkpoint.tensors}
 
 
 def companions_of(like: Path | None, output: PlannedOutput) -> Iterator[tuple[Path, str]]:

@@ -6,14 +6,18 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
-from remelt.api.vocabulary import MEAN, ZERO, Member, Numbers, SharedVocabulary
+from remelt.api.vocabulary import ALL_MEAN, NO_ROW, OWN, Member, Numbers, SharedVocabulary
 from remelt.core.dtype import DType
 from remelt.errors import RecipeError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.renamed import RenamedCheckpoint
+
+_AT_ONCE = 2**24
+"""Bytes of rows that are held at once where the mean of many is computed."""
 
 
 class TokenAlignedCheckpoint(Checkpoint):
@@ -28,6 +32,8 @@ class TokenAlignedCheckpoint(Checkpoint):
         member = shared.members[place]
         self.tensors = dict(checkpoint.tensors)
         self.runs: dict[str, _Runs] = {}
+        self.means: dict[str, bytes] = {}
+        self.lock = Lock()
         for key in () if shared.is_own(place) else sorted(member.keys & set(checkpoint.tensors)):
             info = checkpoint.tensors[key]
             for other in shared.members:
@@ -54,11 +60,13 @@ class TokenAlignedCheckpoint(Checkpoint):
         gathered = bytearray((last - first) * width)
         for begin, end, source, row in self.runs[key].within(first, last):
             into = memoryview(gathered)[(begin - first) * width : (end - first) * width]
-            if source == MEAN:
+            if source == ALL_MEAN:
                 for number in range(begin, end):
                     place = (number - begin) * width
                     into[place : place + width] = self._mean(key, number, info.dtype)
-            elif source != ZERO:
+            elif source == OWN:
+                into[:] = self._own_mean(key) * (end - begin)
+            elif source != NO_ROW:
                 into[:] = _rows(self.shared.members[source], key, row, row + end - begin, info.dtype)
         return memoryview(gathered)[start - first * width : stop - first * width]
 
@@ -74,6 +82,13 @@ class TokenAlignedCheckpoint(Checkpoint):
         ]
         mean = torch.stack(rows).mean(0)
         return bytes(bytes_of(mean.to(TORCH[dtype])))
+
+    def _own_mean(self, key: str) -> bytes:
+        """The mean of the rows that the model has for its own tokens, found at the first row that needs it."""
+        with self.lock:
+            if key not in self.means:
+                self.means[key] = _mean_of_rows(self.shared.members[self.place], key)
+            return self.means[key]
 
     def is_view(self, key: str) -> bool:
         """As the tensor's own, where its rows stay."""
@@ -95,6 +110,7 @@ class TokenAlignedCheckpoint(Checkpoint):
         """The rows that are told, as a digest."""
         digest = hashlib.sha256(json.dumps(self.shared.tokens).encode())
         digest.update(self.shared.rows.tobytes())
+        digest.update(self.checkpoint.view_of().encode())
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -133,6 +149,24 @@ class _Runs:
             found.append((inside, until, int(self.source[number]), int(self.row[number]) + inside - begin))
             number += 1
         return found
+
+
+def _mean_of_rows(member: Member, key: str) -> bytes:
+    """The mean of a tensor's rows that have a token, summed in float64 a few at a time."""
+    import torch
+
+    from remelt.tensors import TORCH, bytes_of, tensor_over
+
+    info = member.checkpoint.tensors[key]
+    used = np.zeros(info.shape[0], dtype=bool)
+    used[[row for row in member.tokens.rows.values() if row < member.size]] = True
+    step = max(1, _AT_ONCE // (8 * max(1, info.nbytes // info.dtype.itemsize // info.shape[0])))
+    total = torch.zeros(info.shape[1:], dtype=torch.float64).reshape(-1)
+    for first in range(0, info.shape[0], step):
+        last = min(first + step, info.shape[0])
+        rows = tensor_over(_rows(member, key, first, last, DType.F64), DType.F64).reshape(last - first, -1)
+        total += rows[torch.from_numpy(used[first:last])].sum(0)
+    return bytes(bytes_of((total / max(1, int(used.sum()))).to(TORCH[info.dtype])))
 
 
 def _rows(member: Member, key: str, first: int, last: int, dtype: DType) -> memoryview:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from remelt.api.group import CHECKSUM_KEY, EXECUTOR_KEY, PreparedGroup
 from remelt.api.inspection import find_nonfinite
 from remelt.api.merging import settled
 from remelt.api.options import MergeOptions, PathLike
-from remelt.api.prepare import CHECKSUM_KEY, EXECUTOR_KEY, PreparedGroup, prepare
+from remelt.api.prepare import prepare
 from remelt.api.recipes import JOINED_KEY, Source, embedded
 from remelt.core.checksum import checksum, combined
 from remelt.core.dtype import DType

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,26 +12,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from remelt.api.layer_views import CONFIG
+from remelt.api.configurations import CONFIG, parts_of, read_json
+from remelt.api.layer_views import LayersCheckpoint
 from remelt.archs.structure import infer
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError, RecipeError
 from remelt.formats.checkpoint import Checkpoint
-from remelt.formats.renamed import RenamedCheckpoint
+from remelt.recipe.vocabulary import OWN_MEAN, THEIRS, ZERO
 
 TOKENIZER = "tokenizer.json"
-_OTHER_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "added_tokens.json")
-"""What tells the tokens beside the file that is read: none of it is true once there are more."""
-_TOKENIZER_FILES = (
-    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
-    *_OTHER_VOCABULARIES,
-)
-_CONFIGS = (CONFIG, "generation_config.json")
-_LARGEST = 2**28
 _SIZE = "vocab_size"
 _EMBEDDING = re.compile(r"(?:^|[._/])(?:\w*emb\w*|wte|tok_\w*|shared|lm_head)\.weight$")
-ZERO, MEAN = -1, -2
-"""Where a row comes from, if not from one model: it is zeros, or the mean of all that have the token."""
+NO_ROW, ALL_MEAN, OWN = -1, -2, -3
+"""Where a row comes from, if not from one model: it is zeros, the mean of all that have it, or of the model's own."""
+_BEGINNINGS = ("\u0120", "\u2581", "##")
+"""How kinds of tokenizers mark where a word begins, or goes on; a share of a vocabulary has the mark."""
+_SHARE = 50
 
 Numbers = npt.NDArray[np.int64]
 
@@ -47,6 +42,21 @@ class Tokens:
     """Tokens in the order of their rows."""
     next_row: int
     """Which row the tokenizer gives to the next token that is added."""
+    added: Mapping[str, Mapping[str, Any]]
+    """Those that are looked for in a text as they are, with their settings."""
+
+    @property
+    def kind(self) -> str:
+        """How words become tokens: BPE, WordPiece, Unigram, WordLevel."""
+        return str(self.told["model"].get("type", "")) or "BPE"
+
+    @functools.cached_property
+    def mark(self) -> tuple[str, int] | None:
+        """What a word's first or further tokens begin with, and how many do so; None where too few tell."""
+        own = [token for token in self.rows if token not in self.added]
+        counts = {mark: sum(token.startswith(mark) for token in own) for mark in _BEGINNINGS}
+        most = max(counts, key=lambda mark: counts[mark])
+        return (most, counts[most]) if counts[most] * _SHARE > len(own) else None
 
     @classmethod
     def read(cls, checkpoint: Path | None, label: str) -> Tokens:
@@ -60,7 +70,7 @@ class Tokens:
                 f"{label} has no {TOKENIZER} beside its weights, so that its tokens are not known",
                 hint="AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes one",
             )
-        told = _json(file)
+        told = read_json(file)
         model, added = told.get("model"), told.get("added_tokens", [])
         listed = model.get("vocab") if isinstance(model, dict) else None
         if isinstance(listed, list):  # with a score each
@@ -70,12 +80,13 @@ class Tokens:
         rows = dict(listed)
         if not all(isinstance(one, dict) and isinstance(one.get("content"), str) and "id" in one for one in added):
             raise FormatError(f"{file} has added tokens without a content and an id")
-        rows.update({one["content"]: one["id"] for one in added})
+        special = {one["content"]: one for one in added}
+        rows.update({token: one["id"] for token, one in special.items()})
         if not all(isinstance(token, str) and type(row) is int and row >= 0 for token, row in rows.items()):
             raise FormatError(f"{file} gives a token a row that is no whole number")
         last = max((row for token, row in rows.items() if token not in listed), default=-1)
         ordered = dict(sorted(rows.items(), key=lambda entry: entry[1]))
-        return cls(file, told, ordered, max(len(listed), last + 1))
+        return cls(file, told, ordered, max(len(listed), last + 1), special)
 
 
 def tokenizer_of(checkpoint: Path) -> Path:
@@ -97,7 +108,7 @@ class Member:
     @classmethod
     def of(cls, label: str, checkpoint: Checkpoint) -> Member:
         """The member that a model is, or `RecipeError` where it has no rows for tokens."""
-        if isinstance(checkpoint, RenamedCheckpoint):  # of some layers: all its rows are told, whichever part is read
+        if isinstance(checkpoint, LayersCheckpoint):  # of some layers: all its rows are told, whichever part is read
             checkpoint = checkpoint.checkpoint
         tokens = Tokens.read(checkpoint.path, label)
         stacks = infer(checkpoint.tensors).places
@@ -130,13 +141,25 @@ class SharedVocabulary:
     members: tuple[Member, ...]
     preferred: int
     """Which member is the base, or -1."""
+    new_rows: str = THEIRS
 
     @classmethod
-    def of(cls, first: Tokens, base: Path | None, members: Sequence[Member], *, union: bool) -> SharedVocabulary:
+    def of(
+        cls,
+        first: Tokens,
+        base: Path | None,
+        members: Sequence[Member],
+        *,
+        union: bool,
+        new_rows: str = THEIRS,
+        multiple: int | None = None,
+    ) -> SharedVocabulary:
         """The tokens of the first, and with ``union`` those of all members after them.
 
-        Raises `RecipeError` for a tokenizer whose rows leave no place for more.
+        There are as many rows as the first has, or the least ``multiple`` that holds all. Raises `RecipeError` for
+        tokens that cannot be told to be the same, and for a tokenizer whose rows leave no place for more.
         """
+        _refuse_other_words(first, members, union=union)
         files = [member.tokens.file for member in members]
         known = set(first.rows)
         more: list[str] = []
@@ -152,17 +175,20 @@ class SharedVocabulary:
         added = {token: first.next_row + place for place, token in enumerate(more)}
         rows = {**first.rows, **added}
         own = members[files.index(first.file)].size if first.file in files else 0
-        found: list[str | None] = [None] * max([own, *[row + 1 for row in rows.values()]])
+        needed = max([0, *[row + 1 for row in rows.values()]])
+        size = max(own, needed) if multiple is None else -(-needed // multiple) * multiple
+        found: list[str | None] = [None] * size
         for token, row in rows.items():
             found[row] = token
-        return cls(first, tuple(found), added, tuple(members), files.index(base) if base in files else -1)
+        preferred = files.index(base) if base in files else -1
+        return cls(first, tuple(found), added, tuple(members), preferred, new_rows)
 
     @functools.cached_property
     def rows(self) -> Numbers:
         """For each member and row here, the row there, or -1."""
         table = np.array([[member.row(token) for token in self.tokens] for member in self.members], dtype=np.int64)
         for place, member in enumerate(self.members):  # rows of no token stay where they are
-            if member.tokens.file == self.first.file:
+            if member.tokens.rows == self.first.rows:
                 free = [row for row, token in enumerate(self.tokens) if token is None and row < member.size]
                 table[place, free] = free
         return table
@@ -178,8 +204,17 @@ class SharedVocabulary:
         table = self.rows[having]
         present = table >= 0
         count = present.sum(0)
-        chosen = np.where(count == 1, present.argmax(0), np.where(count == 0, ZERO, MEAN))
-        for one in (self.preferred, place):  # the own row before the base's
+        theirs = np.where(count == 1, present.argmax(0), np.where(count == 0, NO_ROW, ALL_MEAN))
+        padding = np.array([token is None for token in self.tokens], dtype=bool)
+        if self.new_rows == ZERO:
+            chosen = np.where(padding, theirs, NO_ROW)
+        elif self.new_rows == OWN_MEAN:
+            chosen = np.where(padding, theirs, OWN)
+        else:
+            chosen = theirs
+        chosen = np.where(padding & (count == 0), OWN, chosen)
+        own_last = (self.preferred, place) if self.new_rows == THEIRS else (place,)
+        for one in own_last:  # which so goes before the base's
             if one in having:
                 chosen = np.where(present[having.index(one)], having.index(one), chosen)
         row = np.take_along_axis(table, np.maximum(chosen, 0)[None], 0)[0]
@@ -190,53 +225,30 @@ class SharedVocabulary:
         found = zip(self.members, self.rows[:, number].tolist(), strict=True)
         return [(member, row) for member, row in found if row >= 0 and key in member.keys]
 
-    def tokenizer(self) -> bytes:
-        """The first tokenizer with the added tokens, as a file."""
-        told = dict(self.first.told)
-        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
-        told["added_tokens"] = [
-            *told.get("added_tokens", []),
-            *[{"id": row, "content": token, **self._settings(token, plain)} for token, row in self.added.items()],
-        ]
-        return (json.dumps(told, ensure_ascii=False, indent=2) + "\n").encode()
 
-    def _settings(self, token: str, otherwise: Mapping[str, Any]) -> dict[str, Any]:
-        """How a token is looked for in a text, as the first tokenizer says that has it by itself."""
-        for member in self.members:
-            for one in member.tokens.told.get("added_tokens", []):
-                if one.get("content") == token:
-                    return {name: one.get(name, value) for name, value in otherwise.items()}
-        return dict(otherwise)
-
-
-def with_vocabulary(
-    companions: Sequence[tuple[Path | bytes, str]], shared: SharedVocabulary
-) -> list[tuple[Path | bytes, str]]:
-    """The small files beside a result with the vocabulary's tokenizer, and a configuration that tells its size."""
-    folder = shared.first.file.parent
-    found: list[tuple[Path | bytes, str]] = [one for one in companions if one[1] not in _TOKENIZER_FILES]
-    for name in _TOKENIZER_FILES:
-        if name == TOKENIZER:
-            found.append((shared.tokenizer() if shared.added else shared.first.file, name))
-        elif (folder / name).is_file() and not (shared.added and name in _OTHER_VOCABULARIES):
-            found.append((folder / name, name))
-    told = {name: _json(folder / name) if (folder / name).is_file() else {} for name in _CONFIGS}
-    return [(_configured(content, told[name], shared) if name in told else content, name) for content, name in found]
-
-
-def _configured(content: Path | bytes, base: Mapping[str, Any], shared: SharedVocabulary) -> bytes:
-    """A configuration with the vocabulary's size, and the rows of the special tokens that the base has."""
-    told = json.loads(content if isinstance(content, bytes) else content.read_text(encoding="utf-8"))
-    pending: list[Any] = [told]
-    while pending:
-        one = pending.pop()
-        if isinstance(one, dict):
-            pending += one.values()
-            if type(one.get(_SIZE)) is int:
-                one[_SIZE] = len(shared.tokens)
-    if isinstance(told, dict):
-        told.update({name: base[name] for name in told if name.endswith("_token_id") and name in base})
-    return (json.dumps(told, indent=2) + "\n").encode()
+def _refuse_other_words(first: Tokens, members: Sequence[Member], *, union: bool) -> None:
+    """Refuse vocabularies whose tokens mean other things, or that cannot be one tokenizer's."""
+    remedy = "merge the layers alone, and take the embeddings of one model"
+    label = next((member.label for member in members if member.tokens.file == first.file), str(first.file))
+    for member in members:
+        own = member.tokens
+        if own.file == first.file:
+            continue
+        if first.mark is not None and own.mark is not None and own.mark[0] != first.mark[0]:
+            facts = [
+                f"{count} of {len(tokens.rows)} tokens of {name} begin with {mark!r}"
+                for name, tokens, (mark, count) in ((label, first, first.mark), (member.label, own, own.mark))
+            ]
+            raise RecipeError(f"tokens of one spelling are not the same: {', but '.join(facts)}", hint=remedy)
+        if not union and first.rows and not first.rows.keys() & own.rows.keys():
+            raise RecipeError(f"{label} and {member.label} share no token", hint=remedy)
+        strange = next((token for token in own.rows if token not in first.rows and token not in own.added), None)
+        if union and own.kind != first.kind and strange is not None:
+            raise RecipeError(
+                f"a tokenizer of kind {first.kind}, as {label} has, cannot make tokens such as {strange!r} of "
+                f"{member.label}, which is of kind {own.kind}",
+                hint='order="base"',
+            )
 
 
 def _has_rows(key: str, info: TensorInfo, size: int) -> bool:
@@ -245,24 +257,8 @@ def _has_rows(key: str, info: TensorInfo, size: int) -> bool:
 
 def _size(config: Path, outside: Mapping[str, TensorInfo]) -> int:
     """How many rows for tokens a model has: as its configuration says, or as its embedding has."""
-    told = _json(config) if config.is_file() else {}
-    pending: list[Any] = [told]
-    while pending:
-        one = pending.pop(0)
-        if isinstance(one, dict):
-            if type(one.get(_SIZE)) is int:
-                return int(one[_SIZE])
-            pending += one.values()
+    told = read_json(config) if config.is_file() else {}
+    said = next((one[_SIZE] for one in parts_of(told) if type(one.get(_SIZE)) is int), None)
+    if said is not None:
+        return int(said)
     return max((info.shape[0] for key, info in outside.items() if info.shape and _EMBEDDING.search(key)), default=0)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > _LARGEST:
-        raise FormatError(f"{file} is larger than any tokenizer")
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file} is no JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise FormatError(f"{file} is no JSON object")
-    return told

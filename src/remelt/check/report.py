@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from remelt.check.inputs import Input
@@ -9,6 +10,8 @@ from remelt.check.keys import KeyReport
 from remelt.errors import Problem
 
 _SHOWN = 6
+_ROWS = re.compile(r"(?:\S*\.)?(?:embed_tokens|word_embeddings|wte|lm_head)\.weight is \[")
+_OF_TOKENS = "align_vocabulary(recipe) merges models of different tokens, row by row"
 
 
 def problems_of(report: KeyReport, inputs: Sequence[Input]) -> Iterator[Problem]:
@@ -29,7 +32,7 @@ def problems_of(report: KeyReport, inputs: Sequence[Input]) -> Iterator[Problem]
     for label, messages in by_input.items():
         note = variants.get(label) or next(iter(variants.values()), None)
         for message in messages[:_SHOWN]:
-            yield Problem(label, message, note)
+            yield Problem(label, message, _OF_TOKENS if note is None and _ROWS.match(message) else note)
         if len(messages) > _SHOWN:
             yield Problem(label, f"and {len(messages) - _SHOWN} more tensors do not fit")
 

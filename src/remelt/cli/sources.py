@@ -119,10 +119,11 @@ def name_outputs(sources: Sequence[Source], output: str | None, options: MergeOp
     """Where each result goes: as asked, by the recipe's name in a folder, or by its name here.
 
     A path that ends in a slash is a folder for results, and so is one for several recipes, and a folder that is there
-    and is no model itself. Shards make each result a folder.
+    and is no model itself. A result is a folder itself where the options ask for one, or its first model is one.
     """
+    from remelt.api.merging import gives_folder
+
     sharded = options.makes_folder
-    names = [source.name for source in sources]
     if output is None:
         folder = Path()
     elif len(sources) == 1 and not _is_folder_for_results(output, sharded):
@@ -131,10 +132,14 @@ def name_outputs(sources: Sequence[Source], output: str | None, options: MergeOp
         raise UsageError(f"{len(sources)} recipes need a folder, but the output is a file", hint="-o merges/")
     else:
         folder = Path(output)
+    names = [source.name for source in sources]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UsageError(f"two recipes are named {doubled[0]!r}, so that one would replace the other")
-    return [str(folder / (name if sharded else f"{name}.safetensors")) for name in names]
+    return [
+        str(folder / (source.name if gives_folder(source, options) else f"{source.name}.safetensors"))
+        for source in sources
+    ]
 
 
 def _is_folder_for_results(output: str, sharded: bool) -> bool:

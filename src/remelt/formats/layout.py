@@ -83,12 +83,14 @@ def folder_layout(
     *,
     max_shard_size: int | None,
     weight_names: Mapping[str, str] | None = None,
+    shard_of: Mapping[str, int] | None = None,
 ) -> OutputLayout:
     """The layout of a folder: each component's tensors in its subfolder, in shards with an index where need be.
 
     Keys ``unet/x`` go to folder ``unet`` under the name ``x``. ``weight_names`` gives the stem of each folder's weight
-    files (``""`` is the folder itself), ``model`` by default. Raises `OutputError` for a key whose folder would be
-    outside the output's.
+    files (``""`` is the folder itself), ``model`` by default. Without a ``max_shard_size``, ``shard_of`` tells the
+    shard of each key in a model whose layout is followed; where that lacks keys, its largest shard is the limit. Raises
+    `OutputError` for a key whose folder would be outside the output's.
     """
     by_folder: dict[str, dict[str, TensorInfo]] = {}
     for key, info in tensors.items():
@@ -100,7 +102,8 @@ def folder_layout(
         stem = (weight_names or {}).get(folder, "model")
         prefix = f"{folder}/" if folder else ""
         stored = {key: key.rpartition("/")[2] for key in found}
-        shards = _shards(found, max_shard_size)
+        followed = shard_of if shard_of is not None and max_shard_size is None else {}
+        shards = _followed(found, followed) if followed else _shards(found, max_shard_size)
         names = [f"{stem}-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
         if len(shards) == 1:
             names = [f"{stem}.safetensors"]
@@ -133,3 +136,16 @@ def _shards(tensors: Mapping[str, TensorInfo], limit: int | None) -> list[dict[s
         shards[-1][key] = info
         size += info.nbytes
     return shards
+
+
+def _followed(tensors: Mapping[str, TensorInfo], shard_of: Mapping[str, int]) -> list[dict[str, TensorInfo]]:
+    """Shards of the keys that another model's have; of no more bytes than the largest where it lacks some of them."""
+    kept: dict[int, dict[str, TensorInfo]] = {}
+    for key, info in tensors.items():
+        if key in shard_of:
+            kept.setdefault(shard_of[key], {})[key] = info
+    if len(kept) < 2:
+        return [dict(tensors)]
+    if sum(map(len, kept.values())) == len(tensors):
+        return [kept[number] for number in sorted(kept)]
+    return _shards(tensors, max(sum(info.nbytes for info in shard.values()) for shard in kept.values()))

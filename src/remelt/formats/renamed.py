@@ -39,5 +39,9 @@ class RenamedCheckpoint(Checkpoint):
         """All files of the checkpoint."""
         return self.checkpoint.files()
 
+    def view_of(self) -> str:
+        """As the checkpoint's own: the recipe and the files decide the names."""
+        return self.checkpoint.view_of()
+
     def close(self) -> None:
         """Nothing: the checkpoint is not this view's."""

@@ -94,7 +94,7 @@ def open_folder(path: Path) -> FolderCheckpoint:
     try:
         if (path / "model_index.json").is_file():
             _add_components(parts, path)
-        if not parts and (own := _weights_of(path)) is not None:
+        if not parts and (own := weights_of(path)) is not None:
             _add(parts, "", path, own)
         if not parts:
             _add_components(parts, path)
@@ -114,7 +114,7 @@ def open_folder(path: Path) -> FolderCheckpoint:
 
 def _add_components(parts: list[tuple[str, Checkpoint, list[str]]], path: Path) -> None:
     for child in sorted(path.iterdir()):
-        found = _weights_of(child) if child.is_dir() and not child.name.startswith(".") else None
+        found = weights_of(child) if child.is_dir() and not child.name.startswith(".") else None
         if found is not None:
             _add(parts, f"{child.name}/", child, found)
 
@@ -141,7 +141,7 @@ def _add(parts: list[tuple[str, Checkpoint, list[str]]], prefix: str, folder: Pa
             raise FormatError(f"{name} has {shown(extra[0])}, which {found.name} does not list")
 
 
-def _weights_of(folder: Path) -> Path | None:
+def weights_of(folder: Path) -> Path | None:
     """The index or the one weight file of a folder; None where it has none.
 
     Full precision goes before its variants, the usual names before others, safetensors before pickles, an index before

@@ -103,13 +103,16 @@ class LayerRange:
 class Vocabulary:
     """Which tokens the rows of a model's embeddings stand for: those of ``first``, and with ``union`` of all members.
 
-    A token that a member lacks has its row in ``base``, where that is named.
+    A token that a member lacks has the row that ``new_rows`` says, where that is "theirs" in ``base`` first, if that is
+    named. The rows are as many as the first model has, or the least ``multiple`` that holds all tokens.
     """
 
     first: str
     union: bool
     base: str | None
     members: tuple[str, ...]
+    new_rows: str = "theirs"
+    multiple: int | None = None
 
 
 @dataclass(frozen=True)

@@ -364,4 +364,6 @@ def _is_model(function: str, keyword: ast.keyword) -> bool:
     value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
     if function == MIXTURE:
         return keyword.arg == "shared" or (keyword.arg == "router" and value not in DRAWN)
-    return function == ADAPTER or (function == ALIGN and value not in (BASE, UNION))
+    if function != ALIGN:
+        return function == ADAPTER
+    return keyword.arg == "base" or (keyword.arg == "order" and value not in (BASE, UNION))

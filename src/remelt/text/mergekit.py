@@ -163,14 +163,18 @@ class _Reader(Methods):
         if self.at(("tokenizer",)) is not None:
             if self.at(path) is not None:
                 raise self.refuse(path, "a tokenizer is told once", name=True)
-            self.known(("tokenizer",), ("source",))
+            self.known(("tokenizer",), ("source", "pad_to_multiple_of"))
             path = ("tokenizer", "source")
-        wanted = self.at(path)
+        multiple = self.at(("tokenizer", "pad_to_multiple_of"))
+        wanted = UNION if self.at(path) is None and self.at(("tokenizer",)) is not None else self.at(path)
         if wanted is None:
             return result
+        if multiple is not None and (type(multiple) is not int or multiple < 1):
+            raise self.refuse(("tokenizer", "pad_to_multiple_of"), "rows are padded to a multiple of a whole number")
         base = self.base(("base_model",))
-        aligned = align_vocabulary(result, base=base, order=wanted if wanted in (BASE, UNION) else self.model(path))
-        return replace(aligned, span=self.span(path))
+        order = wanted if wanted in (BASE, UNION) else self.model(path)
+        aligned = align_vocabulary(result, base=base, order=order, pad_to_multiple_of=multiple)
+        return replace(aligned, span=self.span(path if self.at(path) is not None else ("tokenizer",)))
 
     def of_models(self, method: str) -> Node:
         parts = []
