@@ -10,6 +10,7 @@ from remelt.archs.structure import infer
 from remelt.check.inputs import Input
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import Problem
+from remelt.recipe.mixture import BASE
 
 _HIDDEN, _HEADS, _KEY_HEADS, _HEAD = "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"
 _VOCABULARY, _LAYERS, _PREDICTING = "vocab_size", "num_hidden_layers", "num_nextn_predict_layers"
@@ -51,7 +52,9 @@ def differences(inputs: Sequence[Input]) -> Iterator[str]:
 
 
 def _told(inputs: Sequence[Input]) -> list[_Told]:
-    return [(given, found) for given in inputs if (found := _configuration_of(given)) is not None]
+    """The models that have a configuration; experts of a mixture are held against it by what they give it."""
+    whole = [given for given in inputs if given.model.part is None or given.model.part.role == BASE]
+    return [(given, found) for given in whole if (found := _configuration_of(given)) is not None]
 
 
 def _configuration_of(given: Input) -> dict[str, Any] | None:
