@@ -60,7 +60,7 @@ def recipes(method: str, a: Tensors, b: Tensors, c: Tensors) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("arch", "shapes"),
     [
-        pytest.param("sd1", lambda: sd1_shapes(32), id="sd1"),
+        pytest.param("sd1", lambda: sd1_shapes(32), id="sd1", marks=pytest.mark.slow),
         pytest.param("sdxl", lambda: sdxl_shapes(32), id="sdxl", marks=pytest.mark.slow),
     ],
 )

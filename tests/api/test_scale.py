@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import pytest
 import torch
 
 import remelt as rm
@@ -34,6 +35,7 @@ def test_a_thousand_stacked_diamonds_run_at_once() -> None:
     assert rm.deserialize(rm.serialize(rm.weighted_sum("a", "a"))).digest() == rm.weighted_sum("a", "a").digest()
 
 
+@pytest.mark.slow
 def test_deep_recipes_are_written_read_hashed_pickled_and_printed() -> None:
     recipe = chain(DEEP, rm.model("a"), rm.model("b"))
     text = rm.serialize(recipe)

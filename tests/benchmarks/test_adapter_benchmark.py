@@ -13,6 +13,7 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "adapters.py"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="memory is measured by /proc")
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_a_line_for_each_case(tmp_path: Path) -> None:
     words = ("--small", "--repeat", "1", "--folder", str(tmp_path), "--markdown")
     done = subprocess.run([sys.executable, str(BENCHMARK), *words], capture_output=True, text=True, check=False)

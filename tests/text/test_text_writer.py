@@ -146,6 +146,7 @@ def diamonds(count: int) -> Node:
     return node
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_chained_calls_are_written_and_read_in_linear_size() -> None:
     started = time.process_time()
     graph = chain(100_000)
