@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,10 @@ def test_batches_are_powers_of_two_and_bounded() -> None:
         assert rows & (rows - 1) == 0
         assert rows >= 8
         assert rows * width <= max(2**22, 8 * width)
+
+
+def test_what_makes_a_call_survives_pickling() -> None:
+    from remelt.methods import tall
+
+    for method in (tall._rotate_tall, tall._rotate_tall_in_part, tall._truncate_tall, tall._truncate_tall_randomised):
+        assert pickle.loads(pickle.dumps(method)) is method

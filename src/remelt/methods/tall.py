@@ -327,39 +327,17 @@ _BY_FRAMES: dict[str, Any] = {
 }
 
 
-@merge_method(**_BY_FRAMES, prepares=(_turns,))
-def _rotate_tall(
-    a: Same,
-    b: Same,
-    *,
-    alignment: Number = 1.0,
-    alpha: Number = 0.0,
-    centralization: Number = 1.0,
-    sums: Sums,
-    prepared: Prepared,
-) -> Same:
-    """Rows turned by a whole power of a rotation. Formula: that of `rotate`."""
-    return _turned(a, b, alignment, alpha, sums, prepared)
-
-
-@merge_method(**_BY_FRAMES, prepares=(_planes, _turns))
-def _rotate_tall_in_part(
-    a: Same,
-    b: Same,
-    *,
-    alignment: Number = 1.0,
-    alpha: Number = 0.0,
-    centralization: Number = 1.0,
-    sums: Sums,
-    prepared: Prepared,
-) -> Same:
-    """Rows turned by any power of a rotation. Formula: that of `rotate`."""
-    return _turned(a, b, alignment, alpha, sums, prepared)
-
-
 def _turned(
-    a: Tensor, b: Tensor, alignment: float, alpha: float, sums: Mapping[str, Any], prepared: Mapping[str, Tensor]
-) -> Tensor:
+    a: Same,
+    b: Same,
+    *,
+    alignment: Number = 1.0,
+    alpha: Number = 0.0,
+    centralization: Number = 1.0,
+    sums: Sums,
+    prepared: Prepared,
+) -> Same:
+    """Rows turned by a power of a rotation. Formula: that of `rotate`."""
     if alignment == alpha and alpha in (0.0, 1.0):
         return (b if alpha else a).clone()
     if "here" not in sums:
@@ -370,6 +348,11 @@ def _turned(
         moved += alpha * move(b.double() - sums["start_b"], prepared["back"], basis)
     turned: Tensor = (moved + torch.lerp(sums["start_a"], sums["start_b"], alignment)).to(a.dtype)
     return turned
+
+
+_rotate_tall = merge_method(**_BY_FRAMES, prepares=(_turns,))(_turned)
+_rotate_tall_in_part = merge_method(**_BY_FRAMES, prepares=(_planes, _turns))(_turned)
+"""For fractional powers, which turn within planes."""
 
 
 def streamed_rotation(shapes: Sequence[tuple[int, ...]], values: Bindings) -> Method[..., Any] | None:

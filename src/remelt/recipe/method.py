@@ -164,20 +164,21 @@ class Method(Generic[P, R]):
         return self.function.__doc__
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        return _named, (self.function.__module__, self.name)
+        module = self.function.__module__
+        held = vars(importlib.import_module(module)).items()
+        return _held, (module, next((variable for variable, value in held if value is self), self.name))
 
     def __repr__(self) -> str:
         return f"<merge method {self.signature}>"
 
 
-def _named(module: str, name: str) -> object:
-    """The method of that name in a module: the function may have another name."""
-    for value in vars(importlib.import_module(module)).values():
-        if isinstance(value, Method) and value.name == name:
-            return value
-    raise RecipeError(
-        f"module {module} holds no merge method {name!r}", hint="keep a method under a name of its module"
-    )
+def _held(module: str, variable: str) -> object:
+    """What a module holds under a name of its own: several methods may be called alike."""
+    found = vars(importlib.import_module(module)).get(variable)
+    if isinstance(found, Method):
+        return found
+    hint = "keep a method under a name of its module"
+    raise RecipeError(f"module {module} holds no merge method {variable!r}", hint=hint)
 
 
 def _node(value: Any) -> Node:
