@@ -87,7 +87,8 @@ def _directions(sums: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _within(delta: Tensor, basis: Tensor) -> Tensor:
     """Rows within the directions of an orthonormal basis, its columns."""
-    within: Tensor = (delta.double() @ basis @ basis.T).to(delta.dtype)
+    here = basis.to(delta.device)
+    within: Tensor = (delta.double() @ here @ here.T).to(delta.dtype)
     return within
 
 
@@ -171,14 +172,14 @@ def _image(
     values = {"rank": rank, "share": share, "oversampling": oversampling}
     width = delta.shape[1]
     columns = min(rank_of(width, rank, share) + max(values["oversampling"], 0), width)
-    basis = sums["basis"] if "basis" in sums else _drawn(seed, width, columns).to(delta.device)
+    basis = (sums["basis"] if "basis" in sums else _drawn(seed, width, columns)).to(delta.device)
     rows = delta.double()
     return {"image": rows.T @ (rows @ basis)}
 
 
 def _products_within(delta: Tensor, *, sums: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """What rows add to the products within the basis that was found."""
-    within = delta.double() @ sums["basis"]
+    within = delta.double() @ sums["basis"].to(delta.device)
     return {"products": within.T @ within}
 
 
@@ -256,7 +257,7 @@ def _sums_of_rows(a: Tensor, b: Tensor) -> Mapping[str, Tensor]:
 def _products_of_both(a: Tensor, b: Tensor, *, centralization: float, sums: Mapping[str, Any]) -> Mapping[str, Tensor]:
     one, other = a.double(), b.double()
     if centralization:
-        one, other = one - sums["start_a"], other - sums["start_b"]
+        one, other = one - sums["start_a"].to(a.device), other - sums["start_b"].to(a.device)
     return {"products": one.T @ other}
 
 
@@ -342,11 +343,13 @@ def _turned(
         return (b if alpha else a).clone()
     if "here" not in sums:
         return torch.lerp(a, b, alpha)
-    onwards, basis = prepared["onwards"], prepared.get("within")
-    moved = (1.0 - alpha) * move(a.double() - sums["start_a"], onwards, basis)
+    start_a, start_b = (sums[name].to(a.device) for name in ("start_a", "start_b"))
+    onwards, basis = prepared["onwards"].to(a.device), prepared.get("within")
+    basis = None if basis is None else basis.to(a.device)
+    moved = (1.0 - alpha) * move(a.double() - start_a, onwards, basis)
     if alpha:
-        moved += alpha * move(b.double() - sums["start_b"], prepared["back"], basis)
-    turned: Tensor = (moved + torch.lerp(sums["start_a"], sums["start_b"], alignment)).to(a.dtype)
+        moved += alpha * move(b.double() - start_b, prepared["back"].to(a.device), basis)
+    turned: Tensor = (moved + torch.lerp(start_a, start_b, alignment)).to(a.dtype)
     return turned
 
 
