@@ -91,9 +91,20 @@ def ranks(repeat: int) -> Iterator[dict[str, Any]]:
         }
 
 
+_TALL = ("rotate", "truncate_rank", "truncate_rank_randomised")
+"""Methods that stream matrices which are far higher than wide."""
+
+
 def streaming_methods() -> list[Method[..., Any]]:
     """Every method whose tensors need not be whole."""
-    return [METHODS[name] for name in sorted(METHODS) if METHODS[name].declaration.cut in ("element", "row")]
+    cuts = {name: METHODS[name].declaration.cut for name in METHODS}
+    return [METHODS[name] for name in sorted(METHODS) if cuts[name] in ("element", "row") or name in _TALL]
+
+
+def files_of(method: Method[..., Any], folder: Path) -> list[Path]:
+    """The models that a method is run on."""
+    shape = "tall" if method.name in _TALL else "large"
+    return [folder / f"{shape}-{number}.safetensors" for number in range(3)]
 
 
 _MASKED = ("multiply", 1)
@@ -121,15 +132,14 @@ def recipe_of(method: Method[..., Any], files: Sequence[Path]) -> Call:
 
 def memory(folder: Path, only: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The most anonymous memory of merging tensors of 1 GiB with a budget of 256 MiB."""
-    files = [folder / f"large-{number}.safetensors" for number in range(3)]
-    for number, file in enumerate(files):
+    chosen = [one for one in streaming_methods() if not only or one.name in only]
+    wanted = [(one.name in _TALL, file) for one in chosen for file in files_of(one, folder)]
+    for number, (tall, file) in enumerate(wanted):
         if not file.exists():
             drawn = np.random.default_rng(number)
             rows = [torch.from_numpy(drawn.standard_normal(2**22, dtype=np.float32)).half() for _ in range(128)]
-            save_file({"w": torch.cat(rows).reshape(2**14, 2**15)}, file)
-    for method in streaming_methods():
-        if only and method.name not in only:
-            continue
+            save_file({"w": torch.cat(rows).reshape((2**19, 2**10) if tall else (2**14, 2**15))}, file)
+    for method in chosen:
         found = subprocess.run(
             [sys.executable, __file__, "--one", method.name, "--folder", str(folder)],
             capture_output=True, text=True, check=False,
@@ -149,8 +159,7 @@ def one(name: str, folder: Path) -> dict[str, Any]:
         with open("/proc/self/status", encoding="ascii") as status:
             return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
-    files = [folder / f"large-{number}.safetensors" for number in range(3)]
-    recipe = recipe_of(METHODS[name], files)
+    recipe = recipe_of(METHODS[name], files_of(METHODS[name], folder))
     idle, most, done = anonymous(), [0], threading.Event()
 
     def watch() -> None:
