@@ -323,3 +323,15 @@ def test_gguf_files_have_no_shards(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="a GGUF file is written whole"):
         rm.merge(rm.model(files[0]) * 1.0, tmp_path / "a.gguf", max_shard_size="1KiB")
     assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize("dtype", [None, "fp32", "fp16"])
+def test_a_configuration_tells_the_type_of_what_is_dequantised(tmp_path: Path, dtype: str | None) -> None:
+    (tmp_path / "a").mkdir()
+    tensors = {f"model.layers.{layer}.up.weight": torch.randn(128, 128) for layer in range(2)}
+    save_file(tensors, tmp_path / "a" / "model.safetensors")
+    (tmp_path / "a" / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "float16"}))
+    small = rm.merge(rm.model(tmp_path / "a") * 1.0, f"{tmp_path}/small/", dtype="fp8", scaled=True)
+    out = rm.merge(rm.model(small) * 1.0, f"{tmp_path}/out/", dtype=dtype)
+    (stored,) = {str(tensor.dtype).removeprefix("torch.") for tensor in load_file(out / "model.safetensors").values()}
+    assert json.loads((out / "config.json").read_text()) == {"model_type": "llama", "dtype": stored}

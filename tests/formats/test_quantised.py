@@ -305,3 +305,9 @@ def test_what_a_file_lacks_is_told(tmp_path: Path, tensors: dict[str, Tensor], m
     with pytest.raises(FormatError, match=message) as refused:
         opened(tmp_path, tensors)
     assert refused.value.hint == "the file lacks tensors: download it again"
+
+
+def test_two_scales_of_a_tensor_are_refused(tmp_path: Path) -> None:
+    tensors = {"a.weight": drawn(8, 8).to(F8), "a.scale_weight": torch.ones(1), "a.weight_scale": torch.ones(1)}
+    with pytest.raises(FormatError, match=r"a\.weight has 2 scales: a\.scale_weight, a\.weight_scale\n"):
+        opened(tmp_path, tensors)

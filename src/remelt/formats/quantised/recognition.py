@@ -83,10 +83,12 @@ def _scaled(
         return None
     module, _, leaf = key.rpartition(".")
     prefix = f"{module}." if module else ""
-    names = (
-        [prefix + one for one in (*_SCALES, _PLAIN_SCALE)] if leaf == "weight" else [f"{key}_scale_inv", f"{key}_scale"]
-    )
-    scale = next((name for name in names if name in tensors), None)
+    beside = [f"{key}_scale_inv", f"{key}_scale"]
+    names = [prefix + one for one in (*_SCALES, _PLAIN_SCALE)] if leaf == "weight" else beside
+    present = [name for name in names if name in tensors]
+    if len(present) > 1:
+        raise FormatError(f"{key} has {len(present)} scales: {', '.join(present)}", hint="a tensor has one of them")
+    scale = present[0] if present else None
     if scale is None:
         if info.dtype is DType.I8 and leaf == "weight" and len(info.shape) > 1:
             raise FormatError(
