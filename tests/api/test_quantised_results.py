@@ -307,3 +307,31 @@ def test_inspect_tells_how_tensors_are_quantised(
     rm.merge(rm.model(files[0]), tmp_path / "g.gguf", dtype="q8_0")
     assert run(["inspect", str(tmp_path / "g")]) == 0  # by its name alone
     assert "quantised   5 Q8_0\n" in capsys.readouterr().out
+
+
+def test_of_a_checkpoint_the_diffusion_model_is_scaled(tmp_path: Path) -> None:
+    parts = ("model.diffusion_model.double_blocks", "text_encoders.clip_l.layers")
+    tensors = {f"{part}.{block}.up.weight": torch.randn(16, 8) for part in parts for block in range(2)}
+    stored = rm.merge(rm.model(tensors) * 1.0, dtype="fp8", scaled=True)
+    small = {key for key, tensor in stored.items() if tensor.dtype is F8}
+    assert small == {"model.diffusion_model.scaled_fp8", *(key for key in tensors if key.startswith("model."))}
+    assert not any(key.startswith("text_encoders") and "scale" in key for key in stored)
+
+
+def test_gguf_files_have_no_shards(files: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    with pytest.raises(OptionError, match="a GGUF file is written whole"):
+        rm.merge(rm.model(files[0]) * 1.0, tmp_path / "a.gguf", max_shard_size="1KiB")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize("dtype", [None, "fp32", "fp16"])
+def test_a_configuration_tells_the_type_of_what_is_dequantised(tmp_path: Path, dtype: str | None) -> None:
+    (tmp_path / "a").mkdir()
+    tensors = {f"model.layers.{layer}.up.weight": torch.randn(128, 128) for layer in range(2)}
+    save_file(tensors, tmp_path / "a" / "model.safetensors")
+    (tmp_path / "a" / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "float16"}))
+    small = rm.merge(rm.model(tmp_path / "a") * 1.0, f"{tmp_path}/small/", dtype="fp8", scaled=True)
+    out = rm.merge(rm.model(small) * 1.0, f"{tmp_path}/out/", dtype=dtype)
+    (stored,) = {str(tensor.dtype).removeprefix("torch.") for tensor in load_file(out / "model.safetensors").values()}
+    assert json.loads((out / "config.json").read_text()) == {"model_type": "llama", "dtype": stored}

@@ -257,3 +257,57 @@ def test_whatever_a_header_says_is_read_or_refused(told: dict[str, Any]) -> None
             assert len(found.read(key)) == info.nbytes
     except FormatError:
         return
+
+
+def test_a_scale_may_have_no_other_name(tmp_path: Path) -> None:
+    stored, scale = drawn(256, 128).to(F8), torch.tensor([[2.0], [0.5]])
+    tensors = {"a.weight": stored, "a.scale": scale.to(torch.float8_e8m0fnu), "norm.scale": drawn(8)}
+    found = opened(tmp_path, tensors)
+    assert sorted(found.tensors) == ["a.weight", "norm.scale"]
+    assert torch.equal(whole(found, "a.weight"), stored.float() * scale.repeat_interleave(128, 0))
+
+
+def test_a_marker_speaks_of_the_model_that_it_is_in(tmp_path: Path) -> None:
+    tensors = {
+        "model.diffusion_model.blocks.0.weight": drawn(8, 8).to(F8),
+        "text_encoders.t5.scaled_fp8": torch.zeros(2, dtype=F8),
+        "text_encoders.t5.block.0.weight": drawn(8, 8).to(F8),
+        "text_encoders.t5.block.0.scale_weight": torch.ones(1),
+    }
+    found = opened(tmp_path, tensors)
+    assert found.tensors["model.diffusion_model.blocks.0.weight"].dtype is DType.F8_E4M3
+    assert found.tensors["text_encoders.t5.block.0.weight"].dtype is DType.F32
+    del tensors["text_encoders.t5.block.0.scale_weight"]
+    with pytest.raises(FormatError, match=r"in a file that is marked text_encoders\.t5\.scaled_fp8"):
+        opened(tmp_path, tensors)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"b.0.weight": torch.zeros(8, 8, dtype=F8), "b.0.weight_scale_inv": torch.ones(1, 1),
+             "b.1.weight": torch.zeros(8, 8, dtype=F8)},
+            r"b\.1\.weight is F8_E4M3 \[8, 8\] without a scale, but b\.0\.weight has b\.0\.weight_scale_inv",
+        ),
+        (
+            {"a.weight": torch.zeros(32, 1, dtype=torch.uint8), "a.weight.absmax": torch.ones(1)},
+            r"with a\.weight\.absmax, but without a\.weight\.quant_state\.bitsandbytes__nf4",
+        ),
+        (
+            {"a_scales": torch.zeros(2, 4, 2, dtype=torch.uint8)},
+            "a_scales holds the scales of a_blocks, which is not there",
+        ),
+    ],
+    ids=["one block lacks its scale", "no state", "no blocks"],
+)  # fmt: skip
+def test_what_a_file_lacks_is_told(tmp_path: Path, tensors: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(FormatError, match=message) as refused:
+        opened(tmp_path, tensors)
+    assert refused.value.hint == "the file lacks tensors: download it again"
+
+
+def test_two_scales_of_a_tensor_are_refused(tmp_path: Path) -> None:
+    tensors = {"a.weight": drawn(8, 8).to(F8), "a.scale_weight": torch.ones(1), "a.weight_scale": torch.ones(1)}
+    with pytest.raises(FormatError, match=r"a\.weight has 2 scales: a\.scale_weight, a\.weight_scale\n"):
+        opened(tmp_path, tensors)

@@ -67,7 +67,8 @@ def in_keeping(
     """
     changes: list[Callable[[dict[str, Any]], None]] = []
     dtype = _TYPES.get(_main_type(result))  # type: ignore[arg-type]
-    if dtype is not None and _main_type(result) is not _main_type(first):
+    dequantised = any(info.written is not None for info in first.values()) and not is_quantised(result)
+    if dtype is not None and (dequantised or _main_type(result) is not _main_type(first)):
         changes.append(lambda told: _tell_type(told, dtype))
     if untied and any(key.endswith(HEAD) for key in result):
         changes.append(_tell_untied)

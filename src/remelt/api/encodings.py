@@ -135,10 +135,12 @@ def scaled_encodings(tensors: Mapping[str, TensorInfo], dtype: DType, folder: Pa
     """Linear layers within blocks in an eight-bit type, each with a scale, as the tools that read the result know it.
 
     A language model's folder gets scales for blocks of 128 by 128, as transformers reads them; anything else one scale
-    a tensor, as ComfyUI does.
+    a tensor, as ComfyUI does. Of a checkpoint only the diffusion model is scaled: of that alone the marker speaks, and
+    text encoders beside it would be read without their scales.
     """
     refuse_folders(tensors, "scales of fp8")
-    linear = {key: info for key, info in tensors.items() if _is_linear(key, info)}
+    prefix = _prefix(tensors)
+    linear = {key: info for key, info in tensors.items() if key.startswith(prefix) and _is_linear(key, info)}
     stacks = infer(tensors).places
     linear = {key: info for key, info in linear.items() if stacks[key].stack is not None}
     if not linear:
@@ -152,7 +154,7 @@ def scaled_encodings(tensors: Mapping[str, TensorInfo], dtype: DType, folder: Pa
         parts = {"weight": (key, TensorInfo(dtype, info.shape)), "scale": scale}
         values: dict[str, Any] = {"dtype": dtype.name, "scales": "[1]"}
         if number == 0:
-            parts["marker"] = (f"{_prefix(tensors)}{_MARKER}", TensorInfo(dtype, (2,)))
+            parts["marker"] = (f"{prefix}{_MARKER}", TensorInfo(dtype, (2,)))
             values["constants"] = json.dumps({"marker": [0.0, 0.0]})
         found[key] = Encoding("scaled", values, parts)
     return Encodings(found)

@@ -200,6 +200,8 @@ class Group:
         tensors = {key: info for task in report.tasks for _, key, info in task.outputs}
         first, folder = self.first_of(root), self.small_files(root)
         if is_gguf:
+            if options.max_shard_size is not None:
+                raise OptionError("a GGUF file is written whole", hint="leave out --max-shard-size")
             keep = options.keep_quantisation
             self.encodings = gguf_encodings(tensors, first, folder, options.dtype, keep=keep)
         elif options.scaled and options.stored is not None:

@@ -19,6 +19,8 @@ _MARKERS = ("scaled_fp8",)
 _OF_INPUTS = ("scale_input", "input_scale", "input_global_scale", "input_scale_2", "comfy_quant", "weight_format")
 """What is said of a layer's inputs, or of the format, beside its weight: no part of the weight."""
 _SCALES = ("scale_weight", "weight_scale_inv", "weight_scale", "SCB")
+_PLAIN_SCALE = "scale"
+"""What newer files of DeepSeek call a scale; norms have tensors of that name, too, but no weight beside it."""
 _STATE = ".quant_state.bitsandbytes__"
 _FOREIGN = {
     ".qweight": "packed integers of GPTQ or AWQ",
@@ -29,6 +31,7 @@ _FOREIGN = {
 }
 _CONFIG = "config.json"
 _LARGEST_STATE = 2**16
+_LACKS_TENSORS = "the file lacks tensors: download it again"
 
 
 def find_quantised(
@@ -58,8 +61,8 @@ def find_quantised(
         found[name] = one
         hidden.update(part for part in one.parts.values() if part != name)
         hidden.update(_beside_mapped(key, tensors) if isinstance(one, Mapped) else ())
-    marked = next((key for key in tensors if _leaf(key) in _MARKERS), None)
-    _refuse_lonely(tensors, found, hidden, marked)
+    _refuse_lonely_scales(tensors, hidden)
+    _refuse_lonely_weights(tensors, found, hidden)
     return found, frozenset(hidden)
 
 
@@ -80,8 +83,12 @@ def _scaled(
         return None
     module, _, leaf = key.rpartition(".")
     prefix = f"{module}." if module else ""
-    names = [prefix + one for one in _SCALES] if leaf == "weight" else [f"{key}_scale_inv", f"{key}_scale"]
-    scale = next((name for name in names if name in tensors), None)
+    beside = [f"{key}_scale_inv", f"{key}_scale"]
+    names = [prefix + one for one in (*_SCALES, _PLAIN_SCALE)] if leaf == "weight" else beside
+    present = [name for name in names if name in tensors]
+    if len(present) > 1:
+        raise FormatError(f"{key} has {len(present)} scales: {', '.join(present)}", hint="a tensor has one of them")
+    scale = present[0] if present else None
     if scale is None:
         if info.dtype is DType.I8 and leaf == "weight" and len(info.shape) > 1:
             raise FormatError(
@@ -107,7 +114,7 @@ def _packed_experts(key: str, tensors: Mapping[str, TensorInfo]) -> tuple[str, Q
     name = key.removesuffix("_blocks")
     info, scale = tensors[key], tensors.get(f"{name}_scales")
     if scale is None:
-        raise FormatError(f"{key} has no {name}_scales beside it", hint="the file lacks tensors: download it again")
+        raise FormatError(f"{key} has no {name}_scales beside it", hint=_LACKS_TENSORS)
     if len(info.shape) != 4 or info.shape[:-1] != scale.shape or scale.dtype is not DType.U8:
         raise FormatError(f"{name}_scales is {scale}, which does not fit {key}, {info}")
     experts, down, groups, size = info.shape
@@ -150,7 +157,7 @@ def _mapped(
         names |= {part: f"{key}.{part}" for part in ("nested_absmax", "nested_quant_map")}
     missing = [name for name in names.values() if name not in tensors]
     if missing:
-        raise FormatError(f"{key} lacks {', '.join(missing)}", hint="the file lacks tensors: download it again")
+        raise FormatError(f"{key} lacks {', '.join(missing)}", hint=_LACKS_TENSORS)
     shape, block = tuple(told["shape"]), told["blocksize"]
     infos = {part: tensors[name] for part, name in names.items()}
     blocks = -(-math.prod(shape) // block)
@@ -218,26 +225,52 @@ def _refuse_foreign(tensors: Mapping[str, TensorInfo]) -> None:
             )
 
 
-def _refuse_lonely(
-    tensors: Mapping[str, TensorInfo], found: Mapping[str, Quantised], hidden: set[str], marked: str | None
-) -> None:
-    """Refuse scales of nothing, and in files that say they are scaled, small numbers without a scale."""
-    for key in tensors:
-        leaf = _leaf(key)
-        if leaf in _SCALES and key not in hidden and not _is_other_scale(key, tensors):
-            module = key.rpartition(".")[0]
+def _refuse_lonely_scales(tensors: Mapping[str, TensorInfo], hidden: set[str]) -> None:
+    """Refuse scales of nothing, and those whose tensor lacks what says how they are meant."""
+    for key, info in tensors.items():
+        module, _, leaf = key.rpartition(".")
+        if key in hidden:
+            continue
+        if leaf in _SCALES and not _is_other_scale(key, tensors):
             weight = tensors.get(f"{module}.weight")
             what = "which is not there" if weight is None else f"which is {weight}"
             raise FormatError(f"{key} is a scale of {module}.weight, {what}")
-    if marked is None:
-        return
-    for key, info in tensors.items():
-        small = info.dtype in (DType.F8_E4M3, DType.F8_E5M2) and len(info.shape) > 1
-        if small and key not in found and key not in hidden and key.endswith(".weight"):
+        if leaf == "absmax" and module in tensors and tensors[module].dtype is DType.U8:
             raise FormatError(
-                f"{key} is {info} without {key.removesuffix('weight')}scale_weight, in a file that is marked {marked}",
-                hint="the file lacks tensors: download it again",
+                f"{module} is {tensors[module]} with {key}, but without {module}{_STATE}nf4", hint=_LACKS_TENSORS
             )
+        if key.endswith("_scales") and info.dtype is DType.U8:
+            raise FormatError(
+                f"{key} holds the scales of {key.removesuffix('scales')}blocks, which is not there", hint=_LACKS_TENSORS
+            )
+
+
+def _refuse_lonely_weights(tensors: Mapping[str, TensorInfo], found: Mapping[str, Quantised], hidden: set[str]) -> None:
+    """Refuse small numbers without a scale where a marker says that there are scales, or other blocks have them.
+
+    A marker speaks of the tensors beside and below it: files hold models that are scaled beside ones that are not.
+    """
+    markers = {key.removesuffix(_leaf(key)): key for key in tensors if _leaf(key) in _MARKERS}
+    scaled = {_without_numbers(key): key for key, one in found.items() if isinstance(one, Scaled)}
+    for key, info in tensors.items():
+        small = info.dtype in (DType.F8_E4M3, DType.F8_E5M2) and len(info.shape) > 1 and key.endswith(".weight")
+        if not small or key in found or key in hidden:
+            continue
+        marker = next((name for prefix, name in markers.items() if key.startswith(prefix)), None)
+        if marker is not None:
+            raise FormatError(
+                f"{key} is {info} without {key.removesuffix('weight')}scale_weight, in a file that is marked {marker}",
+                hint=_LACKS_TENSORS,
+            )
+        other = scaled.get(_without_numbers(key))
+        if other is not None:
+            scale = found[other].parts["scale"]
+            raise FormatError(f"{key} is {info} without a scale, but {other} has {scale}", hint=_LACKS_TENSORS)
+
+
+def _without_numbers(key: str) -> str:
+    """A key that tensors of all blocks share."""
+    return ".".join("*" if part.isdigit() else part for part in key.split("."))
 
 
 def _is_other_scale(key: str, tensors: Mapping[str, TensorInfo]) -> bool:
