@@ -335,3 +335,22 @@ def test_a_configuration_tells_the_type_of_what_is_dequantised(tmp_path: Path, d
     out = rm.merge(rm.model(small) * 1.0, f"{tmp_path}/out/", dtype=dtype)
     (stored,) = {str(tensor.dtype).removeprefix("torch.") for tensor in load_file(out / "model.safetensors").values()}
     assert json.loads((out / "config.json").read_text()) == {"model_type": "llama", "dtype": stored}
+
+
+def test_one_model_is_stored_otherwise_on_the_command_line(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from remelt.cli.main import run
+
+    monkeypatch.chdir(tmp_path)
+    assert run(["merge", "a.safetensors", "--dtype", "fp8_e4m3fn", "--scaled", "-o", "s.safetensors", "-q"]) == 0
+    assert "scaled_fp8" in load_file("s.safetensors")
+    assert run(["merge", "a", "--dtype", "fp16", "-o", "half", "-q"]) == 0
+    assert {tensor.dtype for tensor in load_file("half.safetensors").values()} == {torch.float16}
+    assert run(["plan", "a", "--max-shard-size", "50KB", "-o", "shards"]) == 0
+    assert run(["merge", "half.safetensors", "--dtype", "fp32", "-o", "again", "-q"]) == 0  # the recipe inside
+    capsys.readouterr()
+    assert run(["merge", "a.safetensors", "-o", "same"]) != 0
+    assert "a.safetensors carries no recipe" in capsys.readouterr().err
+    assert run(["merge", "a", "--dtype", "q4_k", "-o", "x.gguf"]) != 0
+    assert "q4_k is a type of GGUF files that is read, and not written" in capsys.readouterr().err

@@ -34,6 +34,7 @@ DECISIVE = (
 if TYPE_CHECKING:
     from remelt.engine.cache import Cache
 
+_OF_GGUF = re.compile(r"(?i)i?q\d_\w+|tq\d_\d")
 QUANTISED = "q8_0"
 """What is no element type, but may be asked for where the result is a GGUF file."""
 
@@ -138,7 +139,14 @@ class MergeOptions:
     @property
     def stored(self) -> DType | None:
         """The results' element type, or None for each tensor's own, or where it is one of GGUF."""
-        return None if self.dtype is None or self.dtype.lower() == QUANTISED else DType.parse(self.dtype)
+        if self.dtype is None or self.dtype.lower() == QUANTISED:
+            return None
+        if _OF_GGUF.fullmatch(self.dtype):
+            raise OptionError(
+                f"{self.dtype} is a type of GGUF files that is read, and not written",
+                hint=f"--dtype {QUANTISED} -o NAME.gguf, and make it so with llama.cpp's llama-quantize",
+            )
+        return DType.parse(self.dtype)
 
     @property
     def memory_bytes(self) -> int | None:

@@ -84,6 +84,14 @@ def names_recipe(path: PathLike) -> bool:
     return Path(path).suffix.lower() in RECIPE_SUFFIXES
 
 
+def carries_recipe(path: PathLike) -> bool:
+    """Whether a path is a checkpoint's, and that carries a recipe, of whatever tool made it."""
+    if not os.path.exists(path):
+        return False
+    with open_checkpoint(Path(path)) as checkpoint:
+        return not {RECIPE_KEY, MECHA_KEY, webui.RECIPE}.isdisjoint(checkpoint.metadata)
+
+
 def _read(path: Path) -> Document:
     return parse_document(_text(path), path.name)
 
@@ -126,7 +134,7 @@ def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, Any]]:
     if text is None:
         raise RecipeError(
             f"{name} carries no recipe: its metadata has no {RECIPE_KEY}",
-            hint="merge a recipe file, or name models and a method: remelt merge A B -m weighted_sum",
+            hint="name models and a method: remelt merge A B -m weighted_sum; --dtype, --vae and others work on one model",
         )
     return text, _options(metadata.get(OPTIONS_KEY), name)
 

@@ -10,7 +10,7 @@ import click
 
 from remelt.cli import options as shared
 from remelt.cli.output import echo_json, plan_record, progress
-from remelt.cli.sources import changes, name_outputs, operated, read_sources
+from remelt.cli.sources import changes, name_outputs, operated, read_sources, stores
 from remelt.core.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def command(
     from remelt.api.merging import Merged, prepare_merges, run_prepared
 
     shared.load_plugins(given["plugins"])
-    read = operated(read_sources(sources, given["method"], given["parameters"], changed=changes(given)), given)
+    alone = {"changed": changes(given), "stored": stores(given, output)}
+    read = operated(read_sources(sources, given["method"], given["parameters"], **alone), given)
     options = shared.merge_options(given, read)
     begun = time.monotonic()
     merged = Merged()

@@ -9,7 +9,7 @@ import click
 
 from remelt.cli import options as shared
 from remelt.cli.output import echo_json, plan_record
-from remelt.cli.sources import changes, name_outputs, operated, read_sources
+from remelt.cli.sources import changes, name_outputs, operated, read_sources, stores
 
 
 @click.command("plan")
@@ -26,7 +26,8 @@ def command(sources: tuple[str, ...], output: str | None, as_json: bool, **given
     from remelt.planning.explain import explain
 
     shared.load_plugins(given["plugins"])
-    read = operated(read_sources(sources, given["method"], given["parameters"], changed=changes(given)), given)
+    alone = {"changed": changes(given), "stored": stores(given, output)}
+    read = operated(read_sources(sources, given["method"], given["parameters"], **alone), given)
     options = shared.merge_options(given, read)
     with prepare_merges(read, name_outputs(read, output, options), options) as prepared:
         plans = [group.plan for group in prepared.groups]

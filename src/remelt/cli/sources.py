@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from remelt.api.options import MergeOptions
-from remelt.api.recipes import Source, compose_source, load_recipe, names_recipe
+from remelt.api.outputs import GGUF
+from remelt.api.recipes import Source, carries_recipe, compose_source, load_recipe, names_recipe
 from remelt.cli.options import split_pairs
 from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError, RecipeError, UsageError
@@ -25,17 +26,24 @@ _OF_MODELS = ("config.json", "model_index.json", "remelt.journal")
 
 
 def read_sources(
-    words: Sequence[str], method: str | None, pairs: tuple[tuple[str, str], ...], *, changed: bool = False
+    words: Sequence[str],
+    method: str | None,
+    pairs: tuple[tuple[str, str], ...],
+    *,
+    changed: bool = False,
+    stored: bool = False,
 ) -> list[Source]:
     """The recipes that the command line names, or the one that its models, method and parameters make.
 
-    Where it is to be ``changed``, a model alone is a recipe, too.
+    Where it is to be ``changed``, a model alone is a recipe, too; and where it is to be ``stored`` otherwise, one that
+    carries none.
     """
     parameters = split_pairs(pairs, "-p")
     if method is not None:
         return [Source(_call(words, method, parameters), Path.cwd(), method)]
     words = [found for word in words for found in _expand(word)]
-    if changed and len(words) == 1 and not names_recipe(words[0]):  # the model, and not the recipe that it may carry
+    alone = len(words) == 1 and not names_recipe(words[0])
+    if alone and (changed or (stored and not carries_recipe(words[0]))):
         return [Source(as_node(words[0]), Path.cwd(), Path(words[0]).stem)]
     if len(words) > 1 and not all(names_recipe(word) for word in words):
         raise UsageError(
@@ -54,6 +62,12 @@ def read_sources(
 def changes(given: Mapping[str, Any]) -> bool:
     """Whether the options change what the recipes give, so that one of them may be a model as it is."""
     return any(given[name] for name in ("adapters", "vae", "components", "dropped"))
+
+
+def stores(given: Mapping[str, Any], output: str | None) -> bool:
+    """Whether the options say how a result is stored, so that a model as it is may become another file."""
+    is_gguf = output is not None and Path(output).suffix == GGUF
+    return is_gguf or any(given[name] for name in ("dtype", "scaled", "keep_quantisation", "max_shard_size"))
 
 
 def operated(sources: Sequence[Source], given: Mapping[str, Any]) -> list[Source]:
