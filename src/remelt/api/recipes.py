@@ -134,7 +134,7 @@ def _ours(metadata: Mapping[str, str], name: str) -> tuple[str, dict[str, Any]]:
     if text is None:
         raise RecipeError(
             f"{name} carries no recipe: its metadata has no {RECIPE_KEY}",
-            hint="name models and a method: remelt merge A B -m weighted_sum; --dtype, --vae and others work on one model",
+            hint="name models and a method: remelt merge A B -m weighted_sum; with --dtype or --vae, one is enough",
         )
     return text, _options(metadata.get(OPTIONS_KEY), name)
 
