@@ -174,6 +174,11 @@ def test_what_is_written_the_package_reads(tmp_path: Path, dtype: str | None, bo
         }
 
 
+def test_the_name_of_the_type_may_be_in_capitals(tmp_path: Path) -> None:
+    path = rm.merge(rm.model(model(0)), tmp_path / "out.gguf", dtype="Q8_0")
+    assert {one.tensor_type.name for one in gguf.GGUFReader(path).tensors} == {"Q8_0", "F16", "F32"}
+
+
 def test_its_own_types_and_its_header_are_kept(tmp_path: Path) -> None:
     kinds = [gguf.GGMLQuantizationType[name] for name in ("Q4_0", "Q5_1", "Q8_0", "F16", "F32", "BF16")]
     tensors = {f"blk.{number}.x": (drawn(kind), kind) for number, kind in enumerate(kinds)}

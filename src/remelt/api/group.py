@@ -190,7 +190,7 @@ class Group:
         """The report with the tasks of results that are quantised, or GGUF files."""
         options, paths = self.options, [outputs[position] for position in self.positions]
         is_gguf = any(path is not None and path.suffix == GGUF for path in paths)
-        if options.dtype is not None and options.dtype.lower() == QUANTISED and not is_gguf:
+        if options.asks_q8_0 and not is_gguf:
             raise OptionError(f"{options.dtype} is a type of GGUF files", hint="-o NAME.gguf")
         if not (is_gguf or options.scaled or options.keep_quantisation):
             return report
@@ -203,7 +203,8 @@ class Group:
             if options.max_shard_size is not None:
                 raise OptionError("a GGUF file is written whole", hint="leave out --max-shard-size")
             keep = options.keep_quantisation
-            self.encodings = gguf_encodings(tensors, first, folder, options.dtype, keep=keep)
+            dtype = QUANTISED if options.asks_q8_0 else options.dtype
+            self.encodings = gguf_encodings(tensors, first, folder, dtype, keep=keep)
         elif options.scaled and options.stored is not None:
             self.encodings = scaled_encodings(tensors, options.stored, folder)
         else:

@@ -137,9 +137,14 @@ class MergeOptions:
         return DType.parse(self.compute_dtype)
 
     @property
+    def asks_q8_0(self) -> bool:
+        """Whether the element type is the quantisation of GGUF files that is written."""
+        return self.dtype is not None and self.dtype.lower() == QUANTISED
+
+    @property
     def stored(self) -> DType | None:
         """The results' element type, or None for each tensor's own, or where it is one of GGUF."""
-        if self.dtype is None or self.dtype.lower() == QUANTISED:
+        if self.dtype is None or self.asks_q8_0:
             return None
         if _OF_GGUF.fullmatch(self.dtype):
             raise OptionError(
