@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from remelt.api.configurations import CONFIG, Companion, read_json, written
 from remelt.archs.structure import infer
 from remelt.check.inputs import Input
 from remelt.check.keys import KeyReport, Task
 from remelt.check.program import Apply, Constant, Instruction, Item, Load, Output, Program, Register
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
-from remelt.errors import OptionError
+from remelt.errors import FormatError, OptionError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.quantised import DequantisedCheckpoint
 from remelt.formats.quantised.schemes import Mapped, Packed, Quantised, Scaled
@@ -28,7 +29,6 @@ _BLOCK = 128
 _KEPT_WHOLE = ("embed", "norm", "bias", "router", "gate.weight", "first_stage_model.", "vae.", "lm_head", "modulation")
 """Parts of names of matrices that are no linear layers, or ones that quantised files leave as they are."""
 _MARKER = "scaled_fp8"
-_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Encoding:
     values: Mapping[str, Any]
     parts: Mapping[str, tuple[str, TensorInfo]]
     """For each tensor that the quantiser gives, its key and what it is."""
+
+    @property
+    def form(self) -> object:
+        """What it has in common with those of other tensors that are stored alike: all but the keys."""
+        return self.kind, tuple(self.values.items()), tuple((part, info) for part, (_, info) in self.parts.items())
 
 
 @dataclass
@@ -60,9 +65,7 @@ class Encodings:
         encodings = tuple(self.by_key.get(key) for _, key, _ in task.outputs)
         if not any(encodings):
             return self._cast(task)
-        alike = tuple((one.kind, repr(one.values), tuple(info for _, info in one.parts.values())) if one else None
-                      for one in encodings)  # fmt: skip
-        identity = (id(task.program), alike, tuple(one.parts.keys() for one in encodings if one).__repr__())
+        identity = (id(task.program), tuple(one.form if one else None for one in encodings))
         program = self._programs.get(identity)
         if program is None:
             program = self._programs[identity] = _encoded(task.program, encodings, inputs)
@@ -87,16 +90,15 @@ class Encodings:
         )
         return replace(task, program=program, outputs=outputs)
 
-    def companions(self, found: list[tuple[Path | bytes, str]]) -> list[tuple[Path | bytes, str]]:
+    def companions(self, found: list[Companion]) -> list[Companion]:
         """The small files beside the result, of which the configuration tells how it is quantised."""
         if self.config is None:
             return found
-        return [(self._told(content), name) if name == _CONFIG else (content, name) for content, name in found]
-
-    def _told(self, content: Path | bytes) -> Path | bytes:
-        text = content if isinstance(content, bytes) else content.read_bytes()
-        told = json.loads(text)
-        return (json.dumps({**told, "quantization_config": self.config}, indent=2) + "\n").encode()
+        told = {"quantization_config": self.config}
+        return [
+            (written({**read_json(content), **told}), name) if name == CONFIG else (content, name)
+            for content, name in found
+        ]
 
 
 def _encoded(program: Program, encodings: tuple[Encoding | None, ...], inputs: Mapping[int, Input]) -> Program:
@@ -208,14 +210,13 @@ def _is_linear(key: str, info: TensorInfo) -> bool:
 
 def is_transformers(folder: Path | None) -> bool:
     """Whether a folder is a model of transformers."""
-    file = None if folder is None else folder / _CONFIG
+    file = None if folder is None else folder / CONFIG
     if file is None or not file.is_file():
         return False
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return "model_type" in read_json(file)
+    except (OSError, FormatError):
         return False
-    return isinstance(told, dict) and "model_type" in told
 
 
 def kept_encodings(tensors: Mapping[str, TensorInfo], checkpoint: Checkpoint, label: str) -> Encodings:
@@ -235,7 +236,7 @@ def kept_encodings(tensors: Mapping[str, TensorInfo], checkpoint: Checkpoint, la
     for key, one in checkpoint.quantised.items():
         if key not in tensors or tensors[key].shape != one.shape:
             continue
-        made = _kept(one, checkpoint)
+        made = _kept(one)
         if made is None:
             raise OptionError(
                 f"{key} of {label} is {one.described}, which is read and not written", hint="--dtype bf16"
@@ -244,7 +245,7 @@ def kept_encodings(tensors: Mapping[str, TensorInfo], checkpoint: Checkpoint, la
     return Encodings(found)
 
 
-def _kept(one: Quantised, checkpoint: DequantisedCheckpoint) -> Encoding | None:
+def _kept(one: Quantised) -> Encoding | None:
     parts = {part: (name, one.infos[part]) for part, name in one.parts.items()}
     if isinstance(one, Scaled):
         (down, across), (tall, wide) = one.grid, one.block
@@ -254,11 +255,11 @@ def _kept(one: Quantised, checkpoint: DequantisedCheckpoint) -> Encoding | None:
     if isinstance(one, Packed) and one.group == 32 and one.infos["scale"].dtype is DType.U8:
         return Encoding("mxfp4", {"turned": int(one.turned)}, parts)
     if isinstance(one, Mapped) and one.kind == "nf4":
-        return _kept_nf4(one, checkpoint)
+        return _kept_nf4(one)
     return None
 
 
-def _kept_nf4(one: Mapped, checkpoint: DequantisedCheckpoint) -> Encoding:
+def _kept_nf4(one: Mapped) -> Encoding:
     """NF4 with scales in full precision: those of a model that quantises them, too, are not quantised again."""
     weight = one.parts["weight"]
     blocks = -(-math.prod(one.shape) // one.block)

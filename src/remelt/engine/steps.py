@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 def look_at_steps(run: TaskRun, sweep: Sweep, begin: int, end: int, size: int) -> None:
     """Tell of a stretch's first tile, for results of eight bits, what is lost of the changes to the first model."""
-    made = {position: run.program.instructions[run.program.outputs[position].register] for position in sweep.outputs}
-    narrow = [
-        position
-        for position in sweep.outputs
-        if run.task.outputs[position][2].dtype in EIGHT_BITS and not isinstance(made[position], Item)
-    ]
+    narrow = [position for position in sweep.outputs if run.task.outputs[position][2].dtype in EIGHT_BITS]
     if not narrow or run.task.copy or begin >= end:
         return
     base = next((one for one in run.program.instructions if isinstance(one, Load)), None)
@@ -30,7 +25,10 @@ def look_at_steps(run: TaskRun, sweep: Sweep, begin: int, end: int, size: int) -
     values = run.evaluate(sweep, begin, last, size)
     there = run.raw(base, begin, last).to(device=run.place.device, dtype=run.place.compute)
     for position in narrow:
-        found = values[run.program.outputs[position].register]
+        register = run.program.outputs[position].register
+        if isinstance(run.program.instructions[register], Item):  # scaled: it tells by itself
+            continue
+        found = values[register]
         _, key, info = run.task.outputs[position]
         if found.numel() == there.numel():
             run.place.report.add_lost(key, *changed_and_lost(found, there, half_steps(found, info.dtype)))

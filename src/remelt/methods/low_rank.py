@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from remelt.core.random import Random
-from remelt.methods.tall import columns_of, rank_of, sides, streamed_range, streamed_truncation
+from remelt.methods.tall import columns_of, rank_of, sides, streamed_range, streamed_truncation, work_by_products
 from remelt.recipe.method import Bindings, Delta, Integer, Number, Prepared, Text, merge_method
 
 _RANK: dict[str, Any] = {"rank": (0.0, math.inf), "share": (0.0, math.inf)}
@@ -42,7 +42,7 @@ def _work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
         return 0.0
     if values.get("method", "gram") == "svd":
         return 20.0 * least**3 + 4.0 * least**2 * most
-    return 2.5 * least**3 + 0.4 * least**2 * most
+    return work_by_products(shapes, values)
 
 
 def _workspace(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:

@@ -107,7 +107,12 @@ def _truncation_bytes(shapes: Sequence[tuple[int, ...]], values: Bindings) -> fl
     return 8.0 * 5.0 * width**2 + _batch_bytes(width, 3)
 
 
-def _truncation_work(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+def work_by_products(shapes: Sequence[tuple[int, ...]], values: Bindings) -> float:
+    """Operations of truncating by the products of the smaller side, as those of one thread that makes 10^10 a second.
+
+    >>> work_by_products([(10, 100)], {})
+    6500.0
+    """
     least, most = sides(shapes[0])
     return 2.5 * least**3 + 0.4 * least**2 * most
 
@@ -119,7 +124,7 @@ _BY_PRODUCTS: dict[str, Any] = {
     "conclusion": _directions,
     "held": _squares,
     "workspace": _truncation_bytes,
-    "work": _truncation_work,
+    "work": work_by_products,
 }
 
 
@@ -169,9 +174,8 @@ def _image(
     delta: Tensor, *, rank: int, share: float, oversampling: int, seed: int, sums: Mapping[str, Any]
 ) -> Mapping[str, Tensor]:
     """What rows add to the products of the matrix with its own products with a basis."""
-    values = {"rank": rank, "share": share, "oversampling": oversampling}
     width = delta.shape[1]
-    columns = min(rank_of(width, rank, share) + max(values["oversampling"], 0), width)
+    columns = min(rank_of(width, rank, share) + max(oversampling, 0), width)
     basis = (sums["basis"] if "basis" in sums else _drawn(seed, width, columns)).to(delta.device)
     rows = delta.double()
     return {"image": rows.T @ (rows @ basis)}

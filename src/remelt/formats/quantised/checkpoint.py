@@ -17,8 +17,6 @@ from remelt.formats.quantised.schemes import Quantised
 
 _WIDE = 2**20
 """Elements of a part that must be taken whole, from which on the last one is kept: slices of it are read in turn."""
-
-
 _SMALL = 4096
 """Elements of a marker, at most."""
 

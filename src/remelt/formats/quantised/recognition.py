@@ -14,6 +14,8 @@ from remelt.errors import FormatError
 from remelt.formats.quantised.schemes import Mapped, NvPacked, Packed, Quantised, Scaled, scale_grid
 
 _SMALL = (DType.F8_E4M3, DType.F8_E5M2, DType.I8)
+_PACKED = (DType.U8, *_SMALL)
+"""Types of weights that others stand beside."""
 _MARKERS = ("scaled_fp8",)
 """Tensors that only say that a file is quantised."""
 _OF_INPUTS = ("scale_input", "input_scale", "input_global_scale", "input_scale_2", "comfy_quant", "weight_format")
@@ -48,7 +50,10 @@ def find_quantised(
         key for key in tensors if _leaf(key) in _MARKERS or (_leaf(key) in _OF_INPUTS and _is_beside(key, tensors))
     }
     block = _block_of(path)
+    mapped = {key.partition(_STATE)[0] for key in tensors if _STATE in key}
     for key, info in tensors.items():
+        if info.dtype not in _PACKED and key not in mapped:  # as most tensors of most files are
+            continue
         made = (
             _mapped(key, tensors, read)
             or _packed_experts(key, tensors)
@@ -216,9 +221,10 @@ def _block_of(path: Path | None) -> tuple[int, int] | None:
 
 
 def _refuse_foreign(tensors: Mapping[str, TensorInfo]) -> None:
+    endings = tuple(_FOREIGN)
     for key, info in tensors.items():
-        what = next((one for ending, one in _FOREIGN.items() if key.endswith(ending)), None)
-        if what is not None and not info.dtype.is_float:
+        if key.endswith(endings) and not info.dtype.is_float:
+            what = next(one for ending, one in _FOREIGN.items() if key.endswith(ending))
             raise FormatError(
                 f"{key} is {info}: {what}, which remelt does not read",
                 hint="merge the weights that it was made from, or dequantise it with the tool that made it",
