@@ -1,0 +1,5 @@
+"""Alignment of models by permutations that leave their function as it is (git re-basin).
+
+`permutation` is what is found and applied; `assignment` finds the best permutation of one group from inner products,
+`matching` goes through the groups until none can be bettered.
+"""
