@@ -78,7 +78,7 @@ class Fit:
         family = [name for name in self.sizes if name != root]
         kept = {}
         for levels, term in self.terms.items():
-            if root not in levels:
+            if root not in levels or levels == (root,):
                 continue
             place = levels.index(root)
             found = term.select(place, here).select(len(levels) + place - 1, there)

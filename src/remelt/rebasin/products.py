@@ -144,7 +144,7 @@ def width_of_row(group: AxisGroup, window: Window, weights: Weights) -> int:
     shape = shape[1:] if window.is_stacked else shape
     if index is None:
         return math.prod(shape)
-    return index.shape[1] * math.prod(shape) // max(shape[window.axis], 1)
+    return int(index.shape[1]) * math.prod(shape) // max(shape[window.axis], 1)
 
 
 def rows_of(group: AxisGroup, window: Window, weights: Weights, most: int) -> Iterator[torch.Tensor]:

@@ -29,10 +29,8 @@ def _problems(reference: Weights, model: Weights, groups: Sequence[AxisGroup]) -
             continue
         ours, theirs = tuple(reference.shapes[key]), tuple(model.shapes[key])
         if ours != theirs:
-            yield Problem(
-                key,
-                f"is {list(ours)} in the reference and {list(theirs)} in the model: only models of one shape are aligned",
-            )
+            message = f"is {list(ours)} in the reference and {list(theirs)} in the model"
+            yield Problem(key, f"{message}: only models of one shape are aligned")
             continue
         for label, one in (("reference", reference), ("model", model)):
             if not one.is_float(key):
