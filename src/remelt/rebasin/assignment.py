@@ -85,6 +85,22 @@ class Fit:
             kept[tuple(name for name in levels if name != root)] = found
         return self._of(family, kept, without=root)
 
+    def bettered(self, parts: Parts) -> tuple[Parts, float]:
+        """Each root in turn, until none gains; never worse than it began."""
+        roots, found = self.roots, dict(parts)
+        value = self.value(found)
+        for _ in range(_MOST_TURNS):
+            before = value
+            for root in roots:
+                alone = self.alone(root, found) if len(roots) > 1 else self
+                proposed = found | _best_of_root(alone, root, found)
+                reached = self.value(proposed)
+                if reached > value:
+                    found, value = proposed, reached
+            if len(roots) < 2 or value - before <= 1e-6 * abs(value):
+                break
+        return found, value
+
     def _of(self, names: Sequence[str], terms: Terms, without: str = "") -> Fit:
         below = {name: tuple(one for one in self.below[name] if one in names and one != without) for name in names}
         sizes, cells = ({name: every[name] for name in names} for every in (self.sizes, self.cells))
@@ -107,7 +123,7 @@ def solve(
         candidates.append(_decoupled(fit, start))
     best, found = start, before
     for candidate in candidates:
-        parts, value = _bettered(fit, candidate)
+        parts, value = fit.bettered(candidate)
         if value > found:
             best, found = parts, value
     noise = _rounding(terms)
@@ -124,23 +140,6 @@ def _rounding(terms: Terms) -> float:
 def _root_of(name: str, fit: Fit) -> str:
     above = fit.below[name]
     return next((one for one in above if not fit.below[one]), name)
-
-
-def _bettered(fit: Fit, parts: Parts) -> tuple[Parts, float]:
-    """Each root in turn, until none gains; never worse than it began."""
-    roots, found = fit.roots, dict(parts)
-    value = fit.value(found)
-    for _ in range(_MOST_TURNS):
-        before = value
-        for root in roots:
-            alone = fit.alone(root, found) if len(roots) > 1 else fit
-            proposed = found | _best_of_root(alone, root, found)
-            reached = fit.value(proposed)
-            if reached > value:
-                found, value = proposed, reached
-        if len(roots) < 2 or value - before <= 1e-6 * abs(value):
-            break
-    return found, value
 
 
 def _decoupled(fit: Fit, start: Parts) -> Parts:
@@ -208,7 +207,7 @@ class _Pairs:
             candidates = [start]
             if any(len(levels) > 1 for levels in beneath.terms):
                 candidates.append(_decoupled(beneath, start))
-            reached = [_bettered(beneath, one) for one in candidates]
+            reached = [beneath.bettered(one) for one in candidates]
             self._below[here, there] = max(reached, key=lambda one: one[1])
         return self._below[here, there]
 

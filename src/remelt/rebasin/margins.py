@@ -16,6 +16,7 @@ import torch
 
 from remelt.archs.axis_groups import AxisGroup, Window, keys_of
 from remelt.rebasin.assignment import stretches
+from remelt.rebasin.experts import are_many
 from remelt.rebasin.products import elements_of, free_levels, inner_products, width_of_row
 from remelt.rebasin.weights import Weights, windows_by_key
 
@@ -47,11 +48,16 @@ class Margins:
 def find_margins(
     reference: Weights, groups: Sequence[AxisGroup], progress: Callable[[AxisGroup], None] | None = None
 ) -> Margins:
-    """The margins of a reference: as much work as one dense sweep, without assignments."""
+    """The margins of a reference: as much work as one dense sweep, without assignments.
+
+    Experts that are too many to be compared all at once have none, and are always matched.
+    """
     free = [group for group in groups if not group.is_fixed]
     lying = windows_by_key(free)
     found: dict[Name, Rows] = {}
     for group in free:
+        if are_many(group):
+            continue
         for levels, term in inner_products(group, reference, reference, lying, {}).items():
             size = math.prod(group.shape(levels))
             found[group.name, ".".join(levels)] = _rows(
@@ -103,7 +109,9 @@ def certified(margins: Margins, reference: Weights, model: Weights, groups: Sequ
     proven = []
     for group in groups:
         names = [name for name in sums if name[0] == group.name]
-        if all(name in margins.rows and _holds(group, name, margins.rows[name], *sums[name]) for name in names):
+        if names and all(
+            name in margins.rows and _holds(group, name, margins.rows[name], *sums[name]) for name in names
+        ):
             proven.append(group.name)
     return tuple(proven)
 

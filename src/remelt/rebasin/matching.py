@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from remelt.archs.axis_groups import AxisGroup, keys_of
 from remelt.errors import OptionError
 from remelt.rebasin.assignment import Solver, solve
+from remelt.rebasin.experts import are_many, better_experts
 from remelt.rebasin.margins import Margins, certified
 from remelt.rebasin.order import outward
 from remelt.rebasin.permutation import Permutation, Permutations
-from remelt.rebasin.products import agreement, inner_products
+from remelt.rebasin.products import agreement, inner_products, squared_norms
 from remelt.rebasin.refusals import refuse_unfit
 from remelt.rebasin.signatures import signature_start
 from remelt.rebasin.weights import Weights, windows_by_key
@@ -80,6 +81,7 @@ def match(
     start: str = BOTH,
     margins: Margins | None = None,
     given: Permutations | None = None,
+    crossing: bool = False,
     progress: Callable[[Visit], None] | None = None,
 ) -> Match:
     """Permutations of the model's groups under which it lies nearest to the reference.
@@ -90,7 +92,7 @@ def match(
 
     Raises `OptionError` for another start, `RefusedError` for models that do not fit the groups.
     """
-    found = visits(reference, model, groups, start=start, margins=margins, given=given)
+    found = visits(reference, model, groups, start=start, margins=margins, given=given, crossing=crossing)
     while True:
         try:
             one = next(found)
@@ -109,11 +111,12 @@ def visits(
     start: str = BOTH,
     margins: Margins | None = None,
     given: Permutations | None = None,
+    crossing: bool = False,
 ) -> Generator[Visit, None, Match]:
     """The same, one visit after another; the match is the generator's value."""
     if start not in STARTS:
         raise OptionError(f"a start is {', '.join(STARTS)}, but got {start!r}")
-    free = [group for group in groups if not group.is_fixed]
+    free = [group for group in groups if not group.is_fixed and (crossing or not group.crosses)]
     refuse_unfit(reference, model, free)
     work = _Work(reference, model, free)
     proven = certified(margins, reference, model, free) if margins is not None and not given else ()
@@ -129,12 +132,11 @@ def visits(
         every += second.visits
         if start == SIGNATURE or second.agreement > first.agreement:
             chosen = second
-    own, their = (agreement(one, one, {}, {}, work.keys) for one in (reference, model))
     return Match(
         {group.name: chosen.permutations.get(group.name, Permutation(group, {})) for group in free},
         work.before,
         chosen.agreement,
-        (own, their),
+        work.squared_norms,
         chosen.start,
         chosen.sweeps,
         tuple(proven),
@@ -162,7 +164,8 @@ class _Work:
             for name, found in axes.items():
                 if len(found) > 1 and len({axis for axis, _ in found}) > 1:
                     self.tied.setdefault(name, []).append(key)
-        self.before = agreement(reference, model, self.lying, {}, self.keys)
+        own, their, self.before = squared_norms(reference, model, self.keys)
+        self.squared_norms = own, their
 
 
 class _Descent:
@@ -208,9 +211,12 @@ class _Descent:
 
     def _visit(self, group: AxisGroup) -> Visit:
         begun, solver, work = time.monotonic(), Solver(), self.work
-        terms = inner_products(group, work.reference, work.model, work.lying, self.permutations)
         current = self.permutations.get(group.name, Permutation(group, {}))
-        proposed, gain = solve(group, terms, current, solver)
+        models = work.reference, work.model, work.lying, self.permutations
+        if are_many(group):
+            proposed, gain = better_experts(group, *models, current, solver)
+        else:
+            proposed, gain = solve(group, inner_products(group, *models), current, solver)
         if gain > 0 and group.name in work.tied:  # on two axes of one tensor the products are those of the old one
             gain = self._gain(group, proposed)
         if gain > 0:

@@ -60,16 +60,28 @@ def _rows(
         theirs, axes = permuted_around(window.key, window, group, model, lying, permutations)
         yield from _chunks(reference.tensor(window.key), theirs, axes, window.axis, index)
         return
-    items = []
-    for item in range(group.by_name[window.levels[0]].size):
-        key = window.key_of(item)
-        ours = reference.tensor(key)
-        theirs, axes = permuted_around(key, window, group, model, lying, permutations)
-        if window.is_stacked:
-            ours, theirs, axes = ours[item], theirs[item], {axis - 1: one for axis, one in axes.items() if axis}
-        items.append(_chunks(ours, theirs, axes, window.axis, index))
+    count = group.by_name[window.levels[0]].size
+    items = [rows_of_pair(group, window, (one, one), reference, model, lying, permutations) for one in range(count)]
     for chunks in zip(*items, strict=True):
         yield torch.cat([left for left, _ in chunks]), torch.cat([right for _, right in chunks])
+
+
+def rows_of_pair(
+    group: AxisGroup,
+    window: Window,
+    pair: tuple[int, int],
+    reference: Weights,
+    model: Weights,
+    lying: Lying,
+    permutations: Mapping[str, Permutation],
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The rows of one item of the reference and of one of the model, of a window that chooses among them."""
+    ours = reference.tensor(window.key_of(pair[0]))
+    theirs, axes = permuted_around(window.key_of(pair[1]), window, group, model, lying, permutations)
+    if window.is_stacked:
+        ours, theirs = ours[pair[0]], theirs[pair[1]]
+        axes = {axis - 1: one for axis, one in axes.items() if axis}
+    yield from _chunks(ours, theirs, axes, window.axis, elements_of(group, window))
 
 
 def permuted_around(
@@ -176,19 +188,31 @@ def agreement(
     reference: Weights, model: Weights, lying: Lying, permutations: Mapping[str, Permutation], keys: Sequence[str]
 ) -> float:
     """The sum of the inner products of both models' tensors, the model permuted."""
-    total = 0.0
+    return sum(float(torch.dot(*one)) for one in _sides(reference, model, lying, permutations, keys))
+
+
+def squared_norms(reference: Weights, model: Weights, keys: Sequence[str]) -> tuple[float, float, float]:
+    """The sums of the squares of both models' tensors, and of their products."""
+    found = [0.0, 0.0, 0.0]
+    for left, right in _sides(reference, model, {}, {}, keys):
+        for place, (one, other) in enumerate(((left, left), (right, right), (left, right))):
+            found[place] += float(torch.dot(one, other))
+    return found[0], found[1], found[2]
+
+
+def _sides(
+    reference: Weights, model: Weights, lying: Lying, permutations: Mapping[str, Permutation], keys: Sequence[str]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Both models' tensors, flat and in chunks of float32, the model permuted."""
     for key in keys:
         theirs, axes = permuted_around(key, None, None, model, lying, permutations)
         ours = reference.tensor(key)
         if not ours.dim():
-            total += float(ours) * float(theirs)
-            continue
-        step = max(_CHUNK // max(ours[0].numel(), 1), 1)
+            ours, theirs = ours.reshape(1), theirs.reshape(1)
+        step = max(_CHUNK // 8 // max(ours[0].numel(), 1), 1)
         for start in range(0, len(ours), step):
             stop = min(start + step, len(ours))
             right = theirs.index_select(0, torch.from_numpy(axes[0][start:stop])) if 0 in axes else theirs[start:stop]
             for place, one in axes.items():
                 right = right.index_select(place, torch.from_numpy(one)) if place else right
-            left = ours[start:stop].float().reshape(-1)
-            total += float(torch.dot(left, right.float().reshape(-1)))
-    return total
+            yield ours[start:stop].float().reshape(-1), right.float().reshape(-1)
