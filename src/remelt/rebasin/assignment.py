@@ -134,7 +134,8 @@ def solve(
 
 def _rounding(terms: Terms) -> float:
     """How much a value may differ by the rounding of its terms alone."""
-    return 1e-6 * sum(float(term.abs().amax()) for term in terms.values() if term.numel())
+    ends = [term.aminmax() for term in terms.values() if term.numel()]
+    return 1e-6 * sum(max(float(largest), -float(least)) for least, largest in ends)
 
 
 def _root_of(name: str, fit: Fit) -> str:
@@ -157,9 +158,9 @@ def _best_of_root(fit: Fit, root: str, current: Parts) -> Parts:
     """The best permutation of one root and of what is below it."""
     size, children = fit.sizes[root], [name for name in fit.sizes if name != root]
     own = fit.terms.get((root,))
-    values = torch.zeros(size, size) if own is None else own.double()
+    values = torch.zeros(size, size) if own is None else own
     if not children:
-        return {root: fit.solver.assigned(values.float(), fit.cells[root], current[root])}
+        return {root: fit.solver.assigned(values, fit.cells[root], current[root])}
     pairs = _Pairs(fit, root, children, values.double().numpy().copy())
     chosen = pairs.assigned(current[root])
     found: Parts = {root: chosen}

@@ -80,9 +80,10 @@ class _Experts:
         for window in self.inner:
             levels = free_levels(self.group, window)[1:]
             size = math.prod(self.group.shape(levels))
-            term = found.setdefault(levels, torch.zeros(size, size))
+            if levels not in found:
+                found[levels] = torch.zeros(size, size)
             for ours, theirs in rows_of_pair(self.group, window, (here, there), *self.models):
-                term.addmm_(ours, theirs.T)
+                found[levels].addmm_(ours, theirs.T)
         return {levels: term.view(*self.group.shape(levels) * 2) for levels, term in found.items()}
 
     def beneath(self, terms: Terms) -> Fit:

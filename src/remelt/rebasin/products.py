@@ -38,11 +38,12 @@ def inner_products(
         if not levels:
             continue
         size = math.prod(group.shape(levels))
-        term = found.setdefault(levels, torch.zeros(size, size))
+        if levels not in found:
+            found[levels] = torch.zeros(size, size)
         cells = group.by_name[levels[0]].cells if len(levels) == 1 else ()
         for ours, theirs in _rows(group, window, reference, model, lying, permutations):
             for start, stop in stretches(cells or (size,)):
-                term[start:stop, start:stop].addmm_(ours[start:stop], theirs[start:stop].T)
+                found[levels][start:stop, start:stop].addmm_(ours[start:stop], theirs[start:stop].T)
     return {levels: term.view(*group.shape(levels) * 2) for levels, term in found.items()}
 
 
