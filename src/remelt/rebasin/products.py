@@ -41,13 +41,13 @@ def inner_products(
         if levels not in found:
             found[levels] = torch.zeros(size, size)
         cells = group.by_name[levels[0]].cells if len(levels) == 1 else ()
-        for ours, theirs in _rows(group, window, reference, model, lying, permutations):
+        for ours, theirs in rows_of_both(group, window, reference, model, lying, permutations):
             for start, stop in stretches(cells or (size,)):
                 found[levels][start:stop, start:stop].addmm_(ours[start:stop], theirs[start:stop].T)
     return {levels: term.view(*group.shape(levels) * 2) for levels, term in found.items()}
 
 
-def _rows(
+def rows_of_both(
     group: AxisGroup,
     window: Window,
     reference: Weights,

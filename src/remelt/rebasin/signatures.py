@@ -14,7 +14,7 @@ import torch
 from remelt.archs.axis_groups import AxisGroup, Window, keys_of
 from remelt.rebasin.assignment import Solver, solve
 from remelt.rebasin.permutation import Permutation
-from remelt.rebasin.products import free_levels, rows_of
+from remelt.rebasin.products import free_levels, rows_of, rows_of_both
 from remelt.rebasin.weights import Lying, Weights
 
 _QUANTILES = 64
@@ -33,13 +33,15 @@ def signature_start(
             levels = free_levels(group, window)
             if not levels:
                 continue
+            shape = group.shape(levels) * 2
+            terms.setdefault(levels, torch.zeros(shape))
             if _is_known(group, window, lying):
-                ours, theirs = (torch.cat(list(rows_of(group, window, one, _CHUNK))) for one in (reference, model))
-            else:
-                ours, theirs = (_signatures(rows_of(group, window, one, _CHUNK)) for one in (reference, model))
+                for ours, theirs in rows_of_both(group, window, reference, model, lying, {}):
+                    terms[levels] += (ours @ theirs.T).view(shape)
+                continue
+            ours, theirs = (_signatures(rows_of(group, window, one, _CHUNK)) for one in (reference, model))
             middle = (ours.mean(dim=0) + theirs.mean(dim=0)) / 2
-            term = ((ours - middle) @ (theirs - middle).T).view(group.shape(levels) * 2)
-            terms[levels] = terms[levels] + term if levels in terms else term
+            terms[levels] += ((ours - middle) @ (theirs - middle).T).view(shape)
         found[group.name] = solve(group, terms, Permutation(group, {}), solver)[0]
     return found
 
