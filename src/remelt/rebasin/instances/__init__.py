@@ -15,6 +15,7 @@ from remelt.rebasin.instances.stable_diffusion import (
     sd2_instance,
     sdxl_instance,
     sdxl_refiner_instance,
+    vae_instance,
 )
 
 INSTANCES: dict[str, Callable[..., Instance]] = {
@@ -23,5 +24,6 @@ INSTANCES: dict[str, Callable[..., Instance]] = {
     "sd2": sd2_instance,
     "sdxl": sdxl_instance,
     "sdxl_refiner": sdxl_refiner_instance,
+    "vae": vae_instance,
 }
 """By the name of the arch: each takes a ``width`` and a ``seed``, and tells its own least width."""

@@ -30,7 +30,7 @@ class Likeness(nn.Module):
         return found.logits_per_text, found.text_embeds, found.image_embeds
 
 
-def clip_instance(width: int = 32, seed: int = 0, layers: int = 2) -> Instance:
+def clip_instance(width: int = 32, seed: int = 0, layers: int = 12) -> Instance:
     """CLIP in transformers' layout; ``width`` is that of its text encoder, a multiple of 16. It sees twice as wide."""
     try:
         from transformers import CLIPConfig, CLIPModel

@@ -48,41 +48,64 @@ class Pipeline(nn.Module):
         context = torch.cat([one.last_hidden_state for one in read], dim=-1)
         told = {"text_embeds": read[-1].text_embeds, "time_ids": sizes} if self.is_told_sizes else None
         (noise,) = self.unet(latent, time, context, added_cond_kwargs=told, return_dict=False)
-        moments = self.vae.quant_conv(self.vae.encoder(image))
-        (picture,) = self.vae.decode(latent[:, :, :2, :2], return_dict=False)
-        return noise, moments, picture
+        return noise, *_coded(self.vae, image, latent)
 
 
-def sd1_instance(width: int = 32, seed: int = 0) -> Instance:
-    """Stable Diffusion 1: ``width`` is that of the first block, a multiple of 32."""
-    parts = {"text_encoder": _text(width, "quick_gelu"), "unet": _unet((1, 2, 4, 4), width, width), "vae": _vae(width)}
-    return _instance("sd1", parts, seed)
+class Autoencoder(nn.Module):
+    """An autoencoder alone, run both ways."""
+
+    autoencoder: Any
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, image: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The moments of an image's latents, and the image of a latent."""
+        return _coded(self.autoencoder, image, latent)
 
 
-def sd2_instance(width: int = 32, seed: int = 0) -> Instance:
+def _coded(vae: Any, image: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+    moments = vae.encoder(image)
+    (picture,) = vae.decode(latent[:, :, :2, :2], return_dict=False)
+    return moments if vae.quant_conv is None else vae.quant_conv(moments), picture
+
+
+def sd1_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
+    """Stable Diffusion 1. ``width`` is a multiple of 32, the levels of U-Net and VAE are ``multiples`` of it."""
+    parts = {"text_encoder": _text(width, "quick_gelu"), "unet": _unet(multiples, width, width)}
+    return _instance("sd1", {**parts, "vae": _vae(width, multiples)}, seed)
+
+
+def sd2_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
     """Stable Diffusion 2, of the same widths."""
-    unet = _unet((1, 2, 4, 4), width, width, head=_HEAD, use_linear_projection=True)
-    return _instance("sd2", {"text_encoder": _text(width, "gelu"), "unet": unet, "vae": _vae(width)}, seed)
+    unet = _unet(multiples, width, width, head=_HEAD, use_linear_projection=True)
+    return _instance("sd2", {"text_encoder": _text(width, "gelu"), "unet": unet, "vae": _vae(width, multiples)}, seed)
 
 
-def sdxl_instance(width: int = 32, seed: int = 0) -> Instance:
-    """Stable Diffusion XL, of the same widths; the second text encoder is wider than the first."""
+def sdxl_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
+    """Stable Diffusion XL, of the same widths; its U-Net has three levels, its second text encoder is the wider one."""
     second = width + width // 2
-    unet = _unet((1, 2, 4), width, width + second, head=_HEAD, depths=(0, 1, 2), pooled=second)
+    unet = _unet(multiples[:3], width, width + second, head=_HEAD, depths=(0, 1, 2), pooled=second)
     texts = {"text_encoder": _text(width, "quick_gelu"), "text_encoder_2": _text(second, "gelu", pooled=True)}
-    return _instance("sdxl", {**texts, "unet": unet, "vae": _vae(width)}, seed)
+    return _instance("sdxl", {**texts, "unet": unet, "vae": _vae(width, multiples)}, seed)
 
 
-def sdxl_refiner_instance(width: int = 32, seed: int = 0) -> Instance:
+def sdxl_refiner_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
     """The refiner of Stable Diffusion XL, of the same widths."""
-    unet = _unet((1, 2, 4, 4), width, width, head=_HEAD, depths=(0, 1, 1, 0), pooled=width)
-    return _instance(
-        "sdxl_refiner", {"text_encoder_2": _text(width, "gelu", pooled=True), "unet": unet, "vae": _vae(width)}, seed
-    )
+    unet = _unet(multiples, width, width, head=_HEAD, depths=(0, 1, 1, 0), pooled=width)
+    text = _text(width, "gelu", pooled=True)
+    return _instance("sdxl_refiner", {"text_encoder_2": text, "unet": unet, "vae": _vae(width, multiples)}, seed)
+
+
+def vae_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
+    """An autoencoder alone, with latents of sixteen channels that nothing mixes once more, as SD3 and Flux have it."""
+    vae = _vae(width, multiples, latent=16, use_quant_conv=False, use_post_quant_conv=False)
+    return _instance("vae", {"autoencoder": vae}, seed)
 
 
 def _instance(name: str, parts: Mapping[str, nn.Module], seed: int) -> Instance:
-    arch, module = find_arch(name), Pipeline(parts)
+    arch, module = find_arch(name), Pipeline(parts) if "unet" in parts else Autoencoder(parts["autoencoder"])
     names = {usual_key(arch, _DIFFUSERS, _in_folder(one)): one for one in module.state_dict()}
 
     def originals(infos: Mapping[str, TensorInfo]) -> dict[str, Converted]:
@@ -95,7 +118,8 @@ def _instance(name: str, parts: Mapping[str, nn.Module], seed: int) -> Instance:
 
     eight = HeadRule(count=8) if name == "sd1" else HeadRule(size=_HEAD)
     heads = {"unet": eight, "text": HeadRule(size=_HEAD), "text_2": HeadRule(size=_HEAD)}
-    return instance_of(name, module, _inputs(seed), heads, seed=seed, originals=originals, parameters=parameters)
+    inputs = _inputs(seed) if "unet" in parts else _images(seed, 16)
+    return instance_of(name, module, inputs, heads, seed=seed, originals=originals, parameters=parameters)
 
 
 def _in_folder(name: str) -> str:
@@ -110,10 +134,16 @@ def _inputs(seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed + 1)
     words = torch.randint(1, _WORDS - 1, (2, 7), generator=generator)
     words[:, -1] = _WORDS - 1  # the end of the text, from which it is pooled
-    latent = torch.randn(2, _LATENT, 8, 8, generator=generator, dtype=torch.float64)
     sizes = torch.randint(1, 100, (2, _SIZES), generator=generator)
-    image = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.float64)
+    image, latent = _images(seed, _LATENT)
     return words, latent, torch.tensor([17, 641]), sizes, image
+
+
+def _images(seed: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Images, and latents of so many channels."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    image = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.float64)
+    return image, torch.randn(2, channels, 8, 8, generator=generator, dtype=torch.float64)
 
 
 def _text(width: int, activation: str, *, pooled: bool = False) -> nn.Module:
@@ -162,14 +192,14 @@ def _unet(
     return made
 
 
-def _vae(width: int) -> nn.Module:
+def _vae(width: int, multiples: Sequence[int], latent: int = _LATENT, **options: Any) -> nn.Module:
     try:
         from diffusers import AutoencoderKL
     except ModuleNotFoundError as error:
         raise missing(error) from error
     made: nn.Module = AutoencoderKL(
-        block_out_channels=[width * multiple for multiple in (1, 2, 4, 4)], layers_per_block=2,
+        block_out_channels=[width * multiple for multiple in multiples], layers_per_block=2,
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-        latent_channels=_LATENT, norm_num_groups=32,
+        latent_channels=latent, norm_num_groups=32, **options,
     )  # fmt: skip
     return made
