@@ -7,14 +7,15 @@ import torch
 from spoiled import model
 
 from remelt.archs.detect import detect
-from remelt.rebasin.instances import INSTANCES
 from remelt.rebasin.instances.instance import infos_of
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+ARCHS = ["clip_l", "sd1", "sd2", "sdxl", "sdxl_refiner", "vae"]
 
-@pytest.mark.parametrize("arch", sorted(INSTANCES))
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_an_instance_runs_with_the_tensors_of_a_file_as_it_does_by_itself(arch: str) -> None:
     instance, _ = model(arch)
     state = instance.module.state_dict()
@@ -29,7 +30,7 @@ def test_an_instance_runs_with_the_tensors_of_a_file_as_it_does_by_itself(arch: 
     assert not any(torch.equal(one, other) for one, other in zip(outputs, instance.function(zeros), strict=True))
 
 
-@pytest.mark.parametrize("arch", sorted(INSTANCES))
+@pytest.mark.parametrize("arch", ARCHS)
 def test_a_file_with_the_tensors_of_an_instance_is_recognised(arch: str) -> None:
     instance, _ = model(arch)
     found = detect(infos_of(instance.tensors)).arch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from spoiled import model, movable, one_of_each_structure, with_a_window_of_another, with_other, with_two_joined
@@ -80,14 +81,13 @@ def test_two_groups_joined_by_a_window_are_seen(arch: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_window_that_is_dropped_is_seen(arch: str) -> None:
+def test_a_window_that_is_dropped_from_any_group_is_seen(arch: str) -> None:
     """But for biases of keys: they add the same number to all weights of a query, which its softmax takes away."""
     instance, groups = model(arch)
-    unseen = []
+    chosen = random.Random(0)
     for group in movable(groups):
-        for place, window in enumerate(group.windows):
-            spoiled = without(group, place)
-            assert list(faults(with_other(groups, spoiled), instance.shapes))
-            if not error(arch, spoiled) > SEEN:
-                unseen.append(window)
-    assert [window.key for window in unseen if "qk" not in window.levels or not window.key.endswith("bias")] == []
+        place = chosen.randrange(len(group.windows))
+        spoiled, dropped = without(group, place), group.windows[place]
+        assert list(faults(with_other(groups, spoiled), instance.shapes)), dropped
+        if not ("qk" in dropped.levels and dropped.key.endswith("bias")):
+            assert error(arch, spoiled) > SEEN, dropped

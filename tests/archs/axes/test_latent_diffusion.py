@@ -310,6 +310,16 @@ def test_half_a_model_is_refused() -> None:
     assert refusal("sd1", {key: shape for key, shape in shapes.items() if "time_embed.2." not in key}) == (
         f"the model lacks {UNET}time_embed.2.weight\nhint: align whole models, or whole parts of them"
     )
+    text = "cond_stage_model.transformer.text_model."
+    lost = f"{text}encoder.layers.3.self_attn.out_proj.weight"
+    assert refusal("sd1", {key: shape for key, shape in shapes.items() if key != lost}).startswith(
+        f"the model lacks {lost}\n"
+    )
+    unread = {key: shape for key, shape in shapes.items() if "output_blocks.4.0.skip_connection" not in key}
+    block = f"{UNET}output_blocks.4.0"
+    assert refusal("sd1", unread).startswith(
+        f"{block} reads two streams, but the model lacks {block}.skip_connection\n"
+    )
     fewer = {key: shape for key, shape in shapes.items() if not key.startswith(f"{UNET}input_blocks.11.")}
     assert refusal("sd1", fewer) == (
         f"{UNET}output_blocks.11 has no input block to read\nhint: align whole models, or whole parts of them"

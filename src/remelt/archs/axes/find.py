@@ -11,7 +11,7 @@ from remelt.archs.axes.heads import Heads
 from remelt.archs.axes.latent_diffusion import sd1_groups, sd2_groups, sdxl_groups, sdxl_refiner_groups
 from remelt.archs.axes.vae import vae_groups
 from remelt.archs.axis_groups import AxisGroup, Shapes
-from remelt.errors import OptionError
+from remelt.errors import OptionError, RefusedError
 
 Specification = Callable[[Shapes, Heads], tuple[AxisGroup, ...]]
 """All groups of a model with tensors of these shapes, fixed ones included; head rules replace the usual ones."""
@@ -42,9 +42,16 @@ def axis_groups(arch: str, shapes: Shapes, heads: Heads | None = None) -> tuple[
             f"there are no axis groups for models of arch {arch!r}",
             hint=f"there are some for {known}; those of any other module can be derived from it",
         )
-    groups = specification(shapes, heads or {})
+    groups = specification(_Whole(shapes), heads or {})
     named = all_archs().get(arch)
     if named is not None:
         groups = with_averages(groups, shapes, named)
     beside = left_as_they_are(groups, shapes, named)
     return groups if beside is None else (*groups, beside)
+
+
+class _Whole(dict[str, tuple[int, ...]]):
+    """Shapes of a model of which nothing may be missing that a specification looks up."""
+
+    def __missing__(self, key: str) -> tuple[int, ...]:
+        raise RefusedError(f"the model lacks {key}", hint="align whole models, or whole parts of them")

@@ -16,6 +16,7 @@ from remelt.archs.axes.heads import HeadRule
 from remelt.errors import RefusedError
 
 FIRST = "input_blocks.0.0.weight"
+_WHOLE = "align whole models, or whole parts of them"
 _BLOCK = re.compile(r"((?:input_blocks|output_blocks)\.\d+|middle_block)\.(\d+)\.")
 
 
@@ -63,10 +64,7 @@ class UNet:
             for place, child in enumerate(children):
                 if block.startswith("output_blocks") and place == 0 and self._is_residual(f"{block}.{child}"):
                     if not skips:
-                        raise RefusedError(
-                            f"{self.root}{block} has no input block to read",
-                            hint="align whole models, or whole parts of them",
-                        )
+                        raise RefusedError(f"{self.root}{block} has no input block to read", hint=_WHOLE)
                     signal = [*signal, skips.pop()]
                 signal = [self._module(f"{block}.{child}", signal)]
             if block.startswith("input_blocks"):
@@ -86,7 +84,7 @@ class UNet:
         """One module of a block, by what it has; the stream that comes out of it."""
         if self._is_residual(module):
             return self._residual(module, signal)
-        (stream,) = signal
+        (stream,) = signal  # two are read by residual blocks alone
         for resampled in (f"{module}.op", f"{module}.conv"):
             if f"{self.root}{resampled}.weight" in self.drafts.shapes:
                 stream.read_by(f"{self.root}{resampled}")
@@ -109,8 +107,9 @@ class UNet:
         if f"{self.root}{shortcut}.weight" in self.drafts.shapes:
             read(signal, f"{self.root}{shortcut}")
             return self._begin(shortcut).made_by(last)
-        (stream,) = signal
-        return stream.made_by(last)
+        if len(signal) > 1:
+            raise RefusedError(f"{whole} reads two streams, but the model lacks {whole}.skip_connection", hint=_WHOLE)
+        return signal[0].made_by(last)
 
     def _transformer(self, module: str, stream: Draft) -> None:
         whole = f"{self.root}{module}"
