@@ -259,8 +259,10 @@ def test_clip_that_sees_has_streams_of_its_own() -> None:
     assert windows_on(groups, "text_projection.weight", 1) == [("text.stream", 0)]
 
 
-@pytest.mark.parametrize("root", ["", "open_clip."])
-def test_open_clip_that_sees_is_known_with_its_image_encoder(root: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "root"), [("open_clip_h", ""), ("open_clip_h", "open_clip."), ("sd2", "cond_stage_model.model.")]
+)
+def test_open_clip_that_sees_is_known_with_its_image_encoder(arch: str, root: str) -> None:
     layer = {
         "attn.in_proj_weight": (96, 32), "attn.in_proj_bias": (96,), "attn.out_proj.weight": (32, 32),
         "attn.out_proj.bias": (32,), "mlp.c_fc.weight": (64, 32), "mlp.c_fc.bias": (64,), "mlp.c_proj.weight": (32, 64),
@@ -272,12 +274,13 @@ def test_open_clip_that_sees_is_known_with_its_image_encoder(root: str) -> None:
         **{f"{norm}.{one}": (32,) for norm in ("ln_pre", "ln_post") for one in ("weight", "bias")},
         **{f"transformer.resblocks.{number}.{key}": shape for number in range(2) for key, shape in layer.items()},
     }  # fmt: skip
-    text = {f"{root}{key}": shape for key, shape in model("open_clip_h")[0].items()}
-    shapes = {**text, **{f"{root}visual.{key}": shape for key, shape in vision.items()}}
-    groups = axis_groups("open_clip_h", shapes)
+    text = model("sd2")[0] if arch == "sd2" else {f"{root}{key}": shape for key, shape in model(arch)[0].items()}
+    shapes = {**text, **{f"{root}visual.{key}": shape for key, shape in vision.items()}, f"{root}attn_mask": (77, 77)}
+    groups = axis_groups(arch, shapes)
     assert list(faults(groups, shapes)) == []
     assert found(groups, "vision.layers.1.attention").levels[0].size == 16
     assert windows_on(groups, f"{root}visual.proj", 1) == [("vision.projected", 0)]
+    assert found(groups, windows_on(groups, f"{root}attn_mask", 1)[0][0]).is_fixed
 
 
 def test_an_embedding_that_scales_and_shifts_has_two_windows_of_the_inner_channels() -> None:

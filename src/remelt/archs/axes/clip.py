@@ -56,7 +56,12 @@ def clip_text(drafts: Drafts, root: str, name: str, heads: HeadRule, *, alone: b
 
 
 def open_clip_text(drafts: Drafts, root: str, name: str, heads: HeadRule) -> Text:
-    """A text encoder as open_clip names it; its projection is a matrix with the stream on its rows."""
+    """A text encoder as open_clip names it; its projection is a matrix with the stream on its rows.
+
+    Some files hold the mask of its attention, which is the same for all models.
+    """
+    for axis in (0, 1):
+        _pin(drafts, f"{name}.mask.{axis}", f"{root}attn_mask", axis)
     table = f"{root}token_embedding.weight"
     stream = drafts.free(f"{name}.stream", drafts.shapes[table][1], TO_UNET)
     stream.window(table, 1).window(f"{root}positional_embedding", 1)
@@ -84,7 +89,9 @@ def clip_vision(drafts: Drafts, root: str, name: str, heads: HeadRule) -> None:
 
 
 def open_clip_vision(drafts: Drafts, root: str, name: str, heads: HeadRule) -> None:
-    """An image encoder as open_clip names it; ``root`` ends where ``conv1.`` begins."""
+    """An image encoder as open_clip names it, if it is there; ``root`` ends where ``conv1.`` begins."""
+    if f"{root}class_embedding" not in drafts.shapes:
+        return
     stream = drafts.free(f"{name}.stream", drafts.shapes[f"{root}class_embedding"][0])
     stream.window(f"{root}class_embedding", 0).made_by(f"{root}conv1").window(f"{root}positional_embedding", 1)
     _pin(drafts, f"{name}.pixels", f"{root}conv1.weight", 1)
@@ -163,6 +170,5 @@ def open_clip_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
     for root in ("open_clip.", ""):
         if f"{root}token_embedding.weight" in shapes:
             open_clip_text(drafts, root, "text", rules["text"])
-        if f"{root}visual.class_embedding" in shapes:
-            open_clip_vision(drafts, f"{root}visual.", "vision", rules["vision"])
+        open_clip_vision(drafts, f"{root}visual.", "vision", rules["vision"])
     return drafts.finished()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from remelt.archs.axes.clip import USUAL as OF_TEXT
-from remelt.archs.axes.clip import Text, clip_text, open_clip_text
+from remelt.archs.axes.clip import Text, clip_text, open_clip_text, open_clip_vision
 from remelt.archs.axes.draft import Draft, Drafts
 from remelt.archs.axes.heads import HeadRule, Heads
 from remelt.archs.axes.unet import FIRST, UNet, context_width
@@ -32,7 +32,7 @@ def sd1_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
 def sd2_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
     """Stable Diffusion 2: heads of 64 channels, OpenCLIP-H. Images that unCLIP is guided by come from outside."""
     rules, drafts = {**_BY_SIZE, **heads}, Drafts(shapes)
-    text = _open_clip(drafts, "cond_stage_model.model.", "text", rules["text"])
+    text = _open_clip(drafts, "cond_stage_model.model.", "text", rules)
     return _whole(drafts, rules, [None if text is None else Text(text.stream)])
 
 
@@ -41,14 +41,14 @@ def sdxl_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
     rules, drafts = {**_BY_SIZE, **heads}, Drafts(shapes)
     folder = "conditioner.embedders.0.transformer."
     small = _clip(drafts, (f"{folder}text_model.", folder), rules["text"])
-    large = _open_clip(drafts, "conditioner.embedders.1.model.", "text_2", rules["text_2"])
+    large = _open_clip(drafts, "conditioner.embedders.1.model.", "text_2", rules)
     return _whole(drafts, rules, [small, large])
 
 
 def sdxl_refiner_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
     """The refiner of Stable Diffusion XL: heads of 64 channels, OpenCLIP-G."""
     rules, drafts = {**_BY_SIZE, **heads}, Drafts(shapes)
-    return _whole(drafts, rules, [_open_clip(drafts, "conditioner.embedders.0.model.", "text", rules["text"])])
+    return _whole(drafts, rules, [_open_clip(drafts, "conditioner.embedders.0.model.", "text", rules)])
 
 
 def _whole(drafts: Drafts, rules: Heads, texts: Sequence[Text | None]) -> tuple[AxisGroup, ...]:
@@ -64,9 +64,10 @@ def _clip(drafts: Drafts, roots: Sequence[str], rule: HeadRule) -> Text | None:
     return None if root is None else clip_text(drafts, root, "text", rule)
 
 
-def _open_clip(drafts: Drafts, root: str, name: str, rule: HeadRule) -> Text | None:
+def _open_clip(drafts: Drafts, root: str, name: str, rules: Heads) -> Text | None:
+    open_clip_vision(drafts, f"{root}visual.", name.replace("text", "vision"), rules["vision"])  # some files keep it
     present = f"{root}token_embedding.weight" in drafts.shapes
-    return open_clip_text(drafts, root, name, rule) if present else None
+    return open_clip_text(drafts, root, name, rules[name]) if present else None
 
 
 def _places(texts: Sequence[Text | None], width: int) -> list[tuple[Draft, int]]:
