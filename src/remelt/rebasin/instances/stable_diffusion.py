@@ -23,6 +23,8 @@ _WORDS, _POSITIONS, _LATENT, _SIZES, _SIZE = 32, 77, 4, 6, 8
 """Words of the vocabulary, positions as in the real models, latent channels; how many sizes are embedded, how wide."""
 _HEAD = 8
 """Channels of a head, where their number is not eight."""
+_MULTIPLES = (1, 2, 2, 2)
+"""The widths of the levels, in those of the first; the real models have 1, 2, 4 and 4."""
 _CROSS, _PLAIN = "CrossAttn", ""
 
 
@@ -71,19 +73,22 @@ def _coded(vae: Any, image: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
     return moments if vae.quant_conv is None else vae.quant_conv(moments), picture
 
 
-def sd1_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
-    """Stable Diffusion 1. ``width`` is a multiple of 32, the levels of U-Net and VAE are ``multiples`` of it."""
+def sd1_instance(width: int = 64, seed: int = 0, multiples: Sequence[int] = _MULTIPLES) -> Instance:
+    """Stable Diffusion 1. ``width`` is a multiple of 32, the levels of U-Net and VAE are ``multiples`` of it.
+
+    Of 32 channels a GroupNorm would have groups of one, and hide what is added to a whole channel, as the time is.
+    """
     parts = {"text_encoder": _text(width, "quick_gelu"), "unet": _unet(multiples, width, width)}
     return _instance("sd1", {**parts, "vae": _vae(width, multiples)}, seed)
 
 
-def sd2_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
+def sd2_instance(width: int = 64, seed: int = 0, multiples: Sequence[int] = _MULTIPLES) -> Instance:
     """Stable Diffusion 2, of the same widths."""
     unet = _unet(multiples, width, width, head=_HEAD, use_linear_projection=True)
     return _instance("sd2", {"text_encoder": _text(width, "gelu"), "unet": unet, "vae": _vae(width, multiples)}, seed)
 
 
-def sdxl_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
+def sdxl_instance(width: int = 64, seed: int = 0, multiples: Sequence[int] = _MULTIPLES) -> Instance:
     """Stable Diffusion XL, of the same widths; its U-Net has three levels, its second text encoder is the wider one."""
     second = width + width // 2
     unet = _unet(multiples[:3], width, width + second, head=_HEAD, depths=(0, 1, 2), pooled=second)
@@ -91,14 +96,14 @@ def sdxl_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1,
     return _instance("sdxl", {**texts, "unet": unet, "vae": _vae(width, multiples)}, seed)
 
 
-def sdxl_refiner_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
+def sdxl_refiner_instance(width: int = 64, seed: int = 0, multiples: Sequence[int] = _MULTIPLES) -> Instance:
     """The refiner of Stable Diffusion XL, of the same widths."""
     unet = _unet(multiples, width, width, head=_HEAD, depths=(0, 1, 1, 0), pooled=width)
     text = _text(width, "gelu", pooled=True)
     return _instance("sdxl_refiner", {"text_encoder_2": text, "unet": unet, "vae": _vae(width, multiples)}, seed)
 
 
-def vae_instance(width: int = 32, seed: int = 0, multiples: Sequence[int] = (1, 2, 4, 4)) -> Instance:
+def vae_instance(width: int = 64, seed: int = 0, multiples: Sequence[int] = _MULTIPLES) -> Instance:
     """An autoencoder alone, with latents of sixteen channels that nothing mixes once more, as SD3 and Flux have it."""
     vae = _vae(width, multiples, latent=16, use_quant_conv=False, use_post_quant_conv=False)
     return _instance("vae", {"autoencoder": vae}, seed)
@@ -140,10 +145,10 @@ def _inputs(seed: int) -> tuple[Tensor, ...]:
 
 
 def _images(seed: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Images, and latents of so many channels."""
+    """Images, and latents of so many channels: at the lowest level they have two places that attention chooses from."""
     generator = torch.Generator().manual_seed(seed + 2)
     image = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.float64)
-    return image, torch.randn(2, channels, 8, 8, generator=generator, dtype=torch.float64)
+    return image, torch.randn(2, channels, 8, 16, generator=generator, dtype=torch.float64)
 
 
 def _text(width: int, activation: str, *, pooled: bool = False) -> nn.Module:
