@@ -1,0 +1,31 @@
+"""The axis groups of a model of a known arch, of the shapes that its tensors have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from remelt.archs.axes.heads import Heads
+from remelt.archs.axis_groups import AxisGroup, Shapes
+from remelt.errors import OptionError
+
+Specification = Callable[[Shapes, Heads], tuple[AxisGroup, ...]]
+"""All groups of a model with tensors of these shapes, fixed ones included; head rules replace the usual ones by part."""
+
+SPECIFICATIONS: dict[str, Specification] = {}
+"""By the name of the arch."""
+
+
+def axis_groups(arch: str, shapes: Shapes, heads: Heads | None = None) -> tuple[AxisGroup, ...]:
+    """All axis groups of a model of a known arch in its original layout, those that stay fixed included.
+
+    ``heads`` replaces the arch's usual head rules by part of the model. Raises `OptionError` for an arch that has no
+    specification, `RefusedError` for tensors that do not fit together.
+    """
+    specification = SPECIFICATIONS.get(arch)
+    if specification is None:
+        known = ", ".join(sorted(SPECIFICATIONS))
+        raise OptionError(
+            f"there are no axis groups for models of arch {arch!r}",
+            hint=f"there are some for {known}; those of any other module can be derived from it",
+        )
+    return specification(shapes, heads or {})
