@@ -9,7 +9,7 @@ from remelt.archs.axis_groups import AxisGroup, Shapes
 from remelt.errors import OptionError
 
 Specification = Callable[[Shapes, Heads], tuple[AxisGroup, ...]]
-"""All groups of a model with tensors of these shapes, fixed ones included; head rules replace the usual ones by part."""
+"""All groups of a model with tensors of these shapes, fixed ones included; head rules replace the usual ones."""
 
 SPECIFICATIONS: dict[str, Specification] = {}
 """By the name of the arch."""
