@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from remelt.archs.arch import all_archs
+from remelt.archs.axes.beside import left_as_they_are, with_averages
+from remelt.archs.axes.clip import clip_groups, open_clip_groups
 from remelt.archs.axes.heads import Heads
+from remelt.archs.axes.latent_diffusion import sd1_groups, sd2_groups, sdxl_groups, sdxl_refiner_groups
+from remelt.archs.axes.vae import vae_groups
 from remelt.archs.axis_groups import AxisGroup, Shapes
 from remelt.errors import OptionError
 
 Specification = Callable[[Shapes, Heads], tuple[AxisGroup, ...]]
 """All groups of a model with tensors of these shapes, fixed ones included; head rules replace the usual ones."""
 
-SPECIFICATIONS: dict[str, Specification] = {}
+SPECIFICATIONS: dict[str, Specification] = {
+    "clip_l": clip_groups,
+    "open_clip_g": open_clip_groups,
+    "open_clip_h": open_clip_groups,
+    "sd1": sd1_groups,
+    "sd2": sd2_groups,
+    "sdxl": sdxl_groups,
+    "sdxl_refiner": sdxl_refiner_groups,
+    "vae": vae_groups,
+}
 """By the name of the arch."""
 
 
@@ -28,4 +42,9 @@ def axis_groups(arch: str, shapes: Shapes, heads: Heads | None = None) -> tuple[
             f"there are no axis groups for models of arch {arch!r}",
             hint=f"there are some for {known}; those of any other module can be derived from it",
         )
-    return specification(shapes, heads or {})
+    groups = specification(shapes, heads or {})
+    named = all_archs().get(arch)
+    if named is not None:
+        groups = with_averages(groups, shapes, named)
+    beside = left_as_they_are(groups, shapes, named)
+    return groups if beside is None else (*groups, beside)
