@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from remelt.archs.axes.draft import HEAD, QK, VALUE, Draft, Drafts
+from remelt.archs.axes.draft import HEAD, VALUE, Draft, Drafts
 from remelt.archs.axes.encoders import OF_ENCODERS, clip_below, reads, t5_below
 from remelt.archs.axes.heads import HeadRule, Heads
 from remelt.archs.axes.transformer import feed_forward, fix, fixed, made_fused, modulated_by, numbers_after
@@ -12,7 +12,7 @@ from remelt.archs.axis_groups import AxisGroup, Shapes
 USUAL_HEADS = HeadRule(size=128)
 _ROOT = "model.diffusion_model."
 _GUIDE = "distilled_guidance_layer"
-_NORMS = ("norm.query_norm.scale", "norm.key_norm.scale")
+_NORMS = ("query_norm", "key_norm")
 
 
 def flux_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
@@ -74,8 +74,7 @@ def _double(drafts: Drafts, block: str, name: str, stream: Draft, condition: Dra
     attention = _heads(drafts, f"{name}.attn", width, f"{block}.img_attn", rule)
     for part in ("img", "txt"):
         made_fused(attention, f"{block}.{part}_attn.qkv").read_by(f"{block}.{part}_attn.proj", (HEAD, VALUE))
-        for norm in _NORMS:
-            attention.window(f"{block}.{part}_attn.{norm}", 0, (QK,))
+        _fix_norms(drafts, f"{block}.{part}_attn", f"{name}.{part}_attn")
         feed_forward(drafts, f"{name}.{part}_mlp", f"{block}.{part}_mlp.0", f"{block}.{part}_mlp.2")
         stream.read_by(f"{block}.{part}_attn.qkv").made_by(f"{block}.{part}_attn.proj")
         stream.read_by(f"{block}.{part}_mlp.0").made_by(f"{block}.{part}_mlp.2")
@@ -89,8 +88,7 @@ def _single(drafts: Drafts, block: str, name: str, stream: Draft, condition: Dra
     hidden = drafts.shapes[f"{block}.linear2.weight"][1] - width
     attention = made_fused(_heads(drafts, f"{name}.attn", width, block, rule), f"{block}.linear1")
     attention.read_by(f"{block}.linear2", (HEAD, VALUE))
-    for norm in _NORMS:
-        attention.window(f"{block}.{norm}", 0, (QK,))
+    _fix_norms(drafts, block, name)
     drafts.free(f"{name}.mlp", hidden).made_by(f"{block}.linear1", offset=3 * width).read_by(
         f"{block}.linear2", offset=width
     )
@@ -100,6 +98,12 @@ def _single(drafts: Drafts, block: str, name: str, stream: Draft, condition: Dra
 
 
 def _heads(drafts: Drafts, name: str, width: int, module: str, rule: HeadRule) -> Draft:
-    norm = drafts.shapes.get(f"{module}.{_NORMS[0]}")
+    norm = drafts.shapes.get(f"{module}.norm.{_NORMS[0]}.scale")
     heads = width // norm[0] if norm else rule.heads(width)
     return drafts.attention(name, heads, width // heads, rotary=True)
+
+
+def _fix_norms(drafts: Drafts, module: str, name: str) -> None:
+    """Channels of queries and keys stay where rotary embeddings turn them."""
+    for norm in _NORMS:
+        fixed(drafts, f"{module}.norm.{norm}.scale", 0, f"{name}.{norm}")

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from remelt.archs.axes.draft import HEAD, QK, QUERY, VALUE, Draft, Drafts
 from remelt.archs.axes.experts import mixture
 from remelt.archs.axes.heads import HeadRule, Heads
-from remelt.archs.axes.transformer import fixed, gated, gated_together, numbers_after
+from remelt.archs.axes.transformer import fix, fixed, gated, gated_together, numbers_after
 from remelt.archs.axis_groups import AxisGroup, Shapes
 from remelt.errors import RefusedError
 
 _ROOTS = ("model.", "model.language_model.", "language_model.model.")
 _OUTPUTS = ("lm_head", "language_model.lm_head")
+_IMAGES = (
+    "visual.", "vision_tower.", "multi_modal_projector.", "model.visual.", "model.vision_tower.",
+    "model.multi_modal_projector.", "model.mm_projector.", "model.vision_embed_tokens.", "model.image_newline",
+)  # fmt: skip
 _NORMS = (
     "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
     "post_self_attn_layernorm", "post_mlp_layernorm",
@@ -40,6 +44,7 @@ def language_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
         fixed(drafts, f"{output}.weight", 0, "words_out")
     for number in numbers_after(shapes, f"{root}layers."):
         _layer(drafts, f"{root}layers.{number}", f"layers.{number}", stream, heads.get("model"))
+    _images(drafts, stream)
     return drafts.finished()
 
 
@@ -55,6 +60,16 @@ def heads_of_configuration(configuration: Mapping[str, object]) -> Heads:
     if not isinstance(size, int) and isinstance(width, int) and isinstance(count, int) and count > 0:
         size = width // count
     return {"model": HeadRule(size=size)} if isinstance(size, int) else {}
+
+
+def _images(drafts: Drafts, stream: Draft) -> None:
+    """What sees images, and puts them into the stream: nothing of it is permuted, nor is the stream that it writes to."""
+    for key, shape in drafts.shapes.items():
+        if key.startswith(_IMAGES):
+            if stream.levels[0].fixed is False:
+                fix(stream)
+            for axis in range(len(shape)):
+                drafts.fixed(f"{key}.{axis}", shape[axis]).window(key, axis)
 
 
 def _layer(drafts: Drafts, layer: str, name: str, stream: Draft, rule: HeadRule | None) -> None:
@@ -94,10 +109,12 @@ def _attention(drafts: Drafts, module: str, name: str, stream: Draft, rule: Head
     several = (HEAD, QUERY) if shared > 1 else (HEAD,)
     for (part, offset), levels in zip(rows, ((*several, QK), (HEAD, QK), (HEAD, VALUE)), strict=True):
         draft.made_by(part, levels, offset=offset)
-    draft.read_by(output, (*several, VALUE))
     for norm, rows_of, levels in (("q_norm", queries, (*several, QK)), ("k_norm", keys, (HEAD, QK))):
-        whole = shapes.get(f"{module}.{norm}.weight") == (rows_of,)
-        draft.normalised_by(f"{module}.{norm}", levels if whole else (QK,))
+        if shapes.get(f"{module}.{norm}.weight") == (rows_of,):  # of all heads together
+            draft.normalised_by(f"{module}.{norm}", levels)
+        else:
+            fixed(drafts, f"{module}.{norm}.weight", 0, f"{name}.{norm}")
+    draft.read_by(output, (*several, VALUE))
 
 
 def _head_size(shapes: Shapes, module: str, queries: int, rule: HeadRule | None) -> int | None:
