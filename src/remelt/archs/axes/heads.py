@@ -26,7 +26,10 @@ class HeadRule:
         """The heads of an attention with ``width`` channels in all of them; `RefusedError` where they do not divide."""
         divisor = self.count or self.size
         if not divisor or width % divisor:
-            raise RefusedError(f"an attention of {width} channels cannot have {self}", hint="give its heads")
+            raise RefusedError(
+                f"an attention of {width} channels cannot have {self}",
+                hint="say how many heads it has, or how wide they are",
+            )
         return self.count or width // divisor
 
     def __str__(self) -> str:

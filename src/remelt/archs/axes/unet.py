@@ -63,7 +63,10 @@ class UNet:
             for place, child in enumerate(children):
                 if block.startswith("output_blocks") and place == 0 and self._is_residual(f"{block}.{child}"):
                     if not skips:
-                        raise RefusedError(f"{self.root}{block} has no input block to read", hint="align whole models")
+                        raise RefusedError(
+                            f"{self.root}{block} has no input block to read",
+                            hint="align whole models, or whole parts of them",
+                        )
                     signal = [*signal, skips.pop()]
                 signal = [self._module(f"{block}.{child}", signal)]
             if block.startswith("input_blocks"):
