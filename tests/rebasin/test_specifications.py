@@ -8,7 +8,7 @@ import pytest
 from spoiled import model, movable, one_of_each_structure, with_a_window_of_another, with_other, with_two_joined
 from spoiled import without_a_window as without
 
-from remelt.archs.axis_groups import AxisGroup, faults
+from remelt.archs.axis_groups import AxisGroup, Window, faults
 from remelt.rebasin.checking import check_numerically
 from remelt.rebasin.instances import INSTANCES
 
@@ -81,13 +81,22 @@ def test_two_groups_joined_by_a_window_are_seen(arch: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_window_that_is_dropped_is_seen(arch: str) -> None:
-    """But for biases of keys: they add the same number to all weights of a query, which its softmax takes away."""
     instance, groups = model(arch)
     unseen = []
     for group in movable(groups):
         for place, window in enumerate(group.windows):
             spoiled = without(group, place)
-            assert list(faults(with_other(groups, spoiled), instance.shapes))
-            if not error(arch, spoiled) > SEEN:
+            if window.axis < 2:  # on further ones, shapes do not tell channels from a kernel's places
+                assert list(faults(with_other(groups, spoiled), instance.shapes))
+            if not is_idle(window) and not error(arch, spoiled) > SEEN:
                 unseen.append(window)
-    assert [window.key for window in unseen if "qk" not in window.levels or not window.key.endswith("bias")] == []
+    assert unseen == []
+
+
+def is_idle(window: Window) -> bool:
+    """Whether the tensor changes nothing: a bias of keys, or queries of a text that SD3's last block does not put out.
+
+    The former adds the same number to all weights of a query, which its softmax takes away.
+    """
+    idle = "joint_blocks.2.context_block.attn" in window.key and window.offset == 0 and "ln_k" not in window.key
+    return "qk" in window.levels and (idle or window.key.endswith("bias"))

@@ -17,7 +17,7 @@ from remelt.rebasin.instances.layouts import of_pipeline
 from remelt.rebasin.instances.precision import InDouble
 
 _WORDS, _POSITIONS, _LATENT, _LENGTH = 32, 77, 16, 7
-_HEAD = 16
+_HEAD = 8
 """Channels of a head, everywhere."""
 
 
@@ -69,7 +69,7 @@ class Chroma(_Told):
 
 
 def sd3_instance(width: int = 32, seed: int = 0, *, medium: bool = False) -> Instance:
-    """Stable Diffusion 3: ``width`` is that of the transformer, a multiple of 16.
+    """Stable Diffusion 3: ``width`` is that of the transformer, a multiple of 8.
 
     With ``medium`` it is SD3.5 medium, with norms of queries and keys, and a second attention in its first block.
     """
@@ -94,7 +94,7 @@ def sd3_instance(width: int = 32, seed: int = 0, *, medium: bool = False) -> Ins
 
 
 def flux_instance(width: int = 32, seed: int = 0) -> Instance:
-    """Flux.1 with guidance: ``width`` is that of the transformer, a multiple of 16."""
+    """Flux.1 with guidance: ``width`` is that of the transformer, a multiple of 8."""
     try:
         from diffusers import FluxTransformer2DModel
     except ModuleNotFoundError as error:
@@ -102,21 +102,21 @@ def flux_instance(width: int = 32, seed: int = 0) -> Instance:
     transformer = FluxTransformer2DModel(
         in_channels=_LATENT, num_layers=2, num_single_layers=2, attention_head_dim=_HEAD,
         num_attention_heads=width // _HEAD, joint_attention_dim=2 * width, pooled_projection_dim=width,
-        guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+        guidance_embeds=True, axes_dims_rope=(2, 2, 4),
     )  # fmt: skip
     parts = {"transformer": transformer, "text_encoder": _clip(width), "text_encoder_2": _t5(2 * width)}
     return _instance("flux", Flux(parts), _in_sequence(seed), seed)
 
 
 def chroma_instance(width: int = 32, seed: int = 0) -> Instance:
-    """Chroma: ``width`` is that of the transformer, a multiple of 16."""
+    """Chroma: ``width`` is that of the transformer, a multiple of 8."""
     try:
         from diffusers import ChromaTransformer2DModel
     except ModuleNotFoundError as error:
         raise missing(error) from error
     transformer = ChromaTransformer2DModel(
         in_channels=_LATENT, num_layers=1, num_single_layers=2, attention_head_dim=_HEAD,
-        num_attention_heads=width // _HEAD, joint_attention_dim=2 * width, axes_dims_rope=(4, 6, 6),
+        num_attention_heads=width // _HEAD, joint_attention_dim=2 * width, axes_dims_rope=(2, 2, 4),
         approximator_num_channels=16, approximator_hidden_dim=2 * width, approximator_layers=2,
     )  # fmt: skip
     return _instance("chroma", Chroma({"transformer": transformer, "text_encoder": _t5(2 * width)}), _in_sequence(seed), seed)

@@ -13,9 +13,9 @@ from remelt.rebasin.instances.instance import Instance, instance_of, missing
 from remelt.rebasin.instances.layouts import renamed
 from remelt.rebasin.instances.precision import InDouble
 
-_WORDS, _LENGTH, _LAYERS, _EXPERTS, _CHOSEN = 48, 9, 2, 6, 2
+_WORDS, _LENGTH, _LAYERS, _HEADS, _EXPERTS, _CHOSEN = 48, 9, 2, 8, 6, 2
 _NARROW = 64
-"""Below this width heads have 8 channels, from it on 16."""
+"""Below this width heads have 12 channels, from it on 24."""
 
 
 class Decoder(nn.Module):
@@ -54,21 +54,20 @@ class Experts(nn.ModuleList):
 
 
 def decoder_instance(arch: str, width: int = 32, seed: int = 0) -> Instance:
-    """A decoder of one of `DECODERS`: ``width`` is that of its stream, a multiple of 16.
+    """A decoder of one of `DECODERS`: ``width`` is that of its stream, an even number.
 
-    Two heads of queries share one of keys and values. Heads are wider than their share of the stream, so that both
-    widths differ.
+    Two of eight heads of queries share one of keys and values. All together they are wider than the stream, so that one
+    cannot be taken for the other.
     """
     try:
         import transformers
     except ModuleNotFoundError as error:
         raise missing(error) from error
     (name, of_text), options = DECODERS[arch]
-    head = (8 if width < _NARROW else 16) * 3 // 2
-    heads = 4 if width < _NARROW else width // 16
+    head = 12 if width < _NARROW else 24
     config = getattr(transformers, f"{name}{of_text}Config")(
-        vocab_size=_WORDS, hidden_size=width, num_hidden_layers=_LAYERS, num_attention_heads=heads,
-        num_key_value_heads=heads // 2, head_dim=head, intermediate_size=2 * width, max_position_embeddings=32,
+        vocab_size=_WORDS, hidden_size=width, num_hidden_layers=_LAYERS, num_attention_heads=_HEADS,
+        num_key_value_heads=_HEADS // 2, head_dim=head, intermediate_size=2 * width, max_position_embeddings=32,
         tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2, **options(width),
     )  # fmt: skip
     model = getattr(transformers, f"{name}ForCausalLM")(config)
