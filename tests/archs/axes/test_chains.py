@@ -83,7 +83,10 @@ HINT = "hint: groups of a network that is no chain can be derived from its modul
         ),
         (
             chain(["a", "b"], [8, 8, 8]),
-            "linear maps of a chain follow one another by their numbers and their widths, but of 2 there are several ways to do so",
+            (
+                "linear maps of a chain follow one another by their numbers and their widths, "
+                "but of 2 there are several ways to do so"
+            ),
         ),
         (
             chain(["0"], [4, 8]) | {"1.weight": (8, 8, 3, 3)},

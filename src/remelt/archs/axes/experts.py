@@ -61,7 +61,7 @@ def _apart(drafts: Drafts, experts: str, name: str, count: int, naming: _Naming,
 
 
 def _stacked(drafts: Drafts, experts: str, name: str, count: int, stream: Draft) -> Draft:
-    """Gate and values are the halves of one map; the axes of the stacked tensors are those of an expert, after the first."""
+    """Gate and values are the halves of one map. The first axis of a stacked tensor counts experts."""
     both, down = f"{experts}.gate_up_proj", f"{experts}.down_proj"
     hidden = drafts.shapes[both][1] // 2
     draft = drafts.experts(name, count, hidden)

@@ -1,4 +1,4 @@
-"""The axis groups of decoders in transformers' layout: Llama, Mistral, Qwen, Gemma, Phi, GLM, and mixtures of experts."""
+"""The axis groups of decoders in transformers' layout: Llama, Mistral, Qwen, Gemma, Phi, GLM, and mixtures."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _NORMS = (
 def language_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
     """All groups of a decoder. One without an output head is taken for one whose embeddings are its head.
 
-    How wide a head is, norms of queries tell, or ``heads["model"]`` (`heads_of_configuration`). Where nothing tells, the
-    rows of queries, keys and values stay as they are: the rest can be permuted all the same.
+    How wide a head is, norms of queries tell, or ``heads["model"]`` (`heads_of_configuration`). Where nothing tells,
+    the rows of queries, keys and values stay as they are: the rest can be permuted all the same.
     """
     drafts = Drafts(shapes)
     root = next((one for one in _ROOTS if f"{one}embed_tokens.weight" in shapes), None)
@@ -63,7 +63,7 @@ def heads_of_configuration(configuration: Mapping[str, object]) -> Heads:
 
 
 def _images(drafts: Drafts, stream: Draft) -> None:
-    """What sees images, and puts them into the stream: nothing of it is permuted, nor is the stream that it writes to."""
+    """What sees images and puts them into the stream: nothing of it is permuted, nor is that stream."""
     for key, shape in drafts.shapes.items():
         if key.startswith(_IMAGES):
             if stream.levels[0].fixed is False:
@@ -127,7 +127,7 @@ def _head_size(shapes: Shapes, module: str, queries: int, rule: HeadRule | None)
 
 def _fix(drafts: Drafts, module: str, name: str, rows: tuple[tuple[str, int], ...], sizes: tuple[int, int]) -> None:
     """An attention of which nobody knows how many heads it has."""
-    queries, keys, values = (
+    queries, keys, _ = (
         drafts.fixed(f"{name}.{called}", size).made_by(part, offset=offset)
         for called, size, (part, offset) in zip(
             ("queries", "keys", "values"), (sizes[0], sizes[1], sizes[1]), rows, strict=True

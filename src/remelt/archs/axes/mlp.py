@@ -18,8 +18,8 @@ _HINT = "groups of a network that is no chain can be derived from its module"
 def mlp_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
     """All groups of a chain: what is between two maps is free, what goes in and comes out is fixed.
 
-    Norms are those of each channel, or over all channels. `RefusedError` where the maps do not chain, or where names and
-    shapes leave open what is where.
+    Norms are those of each channel, or over all channels. `RefusedError` where the maps do not chain, or where names
+    and shapes leave open what is where.
 
     >>> shapes = {"0.weight": (8, 4), "0.bias": (8,), "2.weight": (3, 8), "2.bias": (3,)}
     >>> [(group.name, group.size, group.structure) for group in mlp_groups(shapes, {})]
@@ -40,9 +40,7 @@ def chain_of(shapes: Shapes) -> Sequence[str]:
     large = next((key for key, shape in shapes.items() if len(shape) > 2), None)
     if large is not None:
         raise RefusedError(f"a chain of linear maps has matrices, but {large!r} is {list(shapes[large])}", hint=_HINT)
-    maps = [
-        key.removesuffix(".weight") for key, shape in shapes.items() if len(shape) == 2 and key.endswith(".weight")
-    ]
+    maps = [key.removesuffix(".weight") for key, shape in shapes.items() if len(shape) == 2 and key.endswith(".weight")]
     orders = [order for order in _orders(maps) if _chains(order, shapes)]
     if len(orders) != 1:
         said = "there are several ways to do so" if orders else "they do not"
@@ -107,9 +105,7 @@ def _tie_apart(apart: Mapping[str, int], shapes: Shapes, chain: Sequence[str], b
         return
     sizes = {stem: next(shapes[key][0] for key in shapes if key.rpartition(".")[0] == stem) for stem in apart}
     fits = [
-        shift
-        for shift in (0, 1)
-        if all(sizes[stem] == between[place + shift].size for stem, place in apart.items())
+        shift for shift in (0, 1) if all(sizes[stem] == between[place + shift].size for stem, place in apart.items())
     ]
     if len(fits) != 1:
         first = next(iter(apart))

@@ -11,7 +11,7 @@ USUAL_HEADS = HeadRule(size=64)
 
 
 def mmdit(drafts: Drafts, root: str, name: str, rule: HeadRule) -> None:
-    """All groups of the transformer, but for the columns that read the text encoders (`context_embedder`, `y_embedder`).
+    """All groups of the transformer, but for columns that read text encoders (`context_embedder`, `y_embedder`).
 
     The modulation of a block is windows of the stream that it shifts, scales and gates. A last block that has no text
     to put out has no more of the text's tensors than it needs.

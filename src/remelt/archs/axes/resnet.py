@@ -17,7 +17,7 @@ def resnet_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
     """All groups of a residual network, statistics of its BatchNorms included; of any depth.
 
     A stage's blocks add to one stream, which begins with the convolution of its shortcut. Norms without statistics are
-    GroupNorms or others: ``heads["norm"]`` tells how many groups they have; where it does not, their channels are fixed.
+    GroupNorms or others: ``heads["norm"]`` tells how many groups they have; if it does not, their channels are fixed.
     """
     if "conv1.weight" not in shapes or "layer1.0.conv1.weight" not in shapes:
         raise RefusedError(
@@ -50,7 +50,8 @@ def _block(drafts: Drafts, block: str, stream: Draft, norms: HeadRule | None) ->
             norm = next((part for part in parts if part != conv), "")
             end = _begun(drafts, f"{block}.{shortcut}", conv, norm, norms)
     last = max(numbers_after(shapes, f"{block}.conv"))
-    source, levels, width = stream, (), stream.size
+    source, width = stream, stream.size
+    levels: tuple[str, ...] = ()
     for place in range(1, last + 1):
         conv, norm = f"{block}.conv{place}", f"{block}.bn{place}"
         out, into = shapes[f"{conv}.weight"][:2]

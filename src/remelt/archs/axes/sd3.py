@@ -17,8 +17,8 @@ _T5 = "text_encoders.t5xxl.transformer."
 def sd3_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
     """All groups of a checkpoint of SD3 or SD3.5; any of its parts may be missing.
 
-    The transformer reads tokens of both CLIPs, side by side and filled up to the width of T5's, and T5's tokens with the
-    same map: so the channels of T5's stream are those of CLIP-L, those of CLIP-G, and the rest.
+    The transformer reads tokens of both CLIPs, side by side and filled up to the width of T5's, and T5's tokens with
+    the same map: so the channels of T5's stream are those of CLIP-L, those of CLIP-G, and the rest.
     """
     rules, drafts = {**OF_ENCODERS, "model": USUAL_HEADS, **heads}, Drafts(shapes)
     if f"{_ROOT}x_embedder.proj.weight" in shapes:

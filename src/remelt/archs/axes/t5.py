@@ -49,7 +49,7 @@ def t5_groups(shapes: Shapes, heads: Heads) -> tuple[AxisGroup, ...]:
 
 def _stack(drafts: Drafts, root: str, name: str, stream: Stream, rule: HeadRule) -> None:
     blocks = numbers_after(drafts.shapes, f"{root}.block.")
-    tied = []
+    tied: list[str] = []
     for block in blocks:
         layers = numbers_after(drafts.shapes, f"{root}.block.{block}.layer.")
         for layer in layers:
@@ -84,10 +84,10 @@ def _attention(drafts: Drafts, modules: Sequence[str], name: str, rule: HeadRule
     """Attentions that read the same positions: a head of one is moved with that of all others."""
     width = drafts.shapes[f"{modules[0]}.q.weight"][0]
     heads = rule.heads(width)
-    below = (Level(HEAD, heads),)
+    levels = [Level(HEAD, heads)]
     for place in range(len(modules)):
-        below += tuple(Level(_numbered(level, place, modules), width // heads, (HEAD,)) for level in (QK, VALUE))
-    draft = drafts.of_levels(name, below)
+        levels += [Level(_numbered(level, place, modules), width // heads, (HEAD,)) for level in (QK, VALUE)]
+    draft = drafts.of_levels(name, tuple(levels))
     fixed(drafts, f"{modules[0]}.{_BIAS}", 0, f"{name}.distances")
     for place, module in enumerate(modules):
         qk, value = ((HEAD, _numbered(level, place, modules)) for level in (QK, VALUE))

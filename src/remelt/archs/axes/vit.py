@@ -1,4 +1,4 @@
-"""The axis groups of vision transformers, as transformers (its files, and its modules), timm and torchvision name them."""
+"""The axis groups of vision transformers, in the names of transformers' files and modules, timm and torchvision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Naming:
     """What the parts of a vision transformer are called.
 
     ``tokens`` have the stream on their last axis of three. ``attention`` are the maps that make queries, keys and
-    values, or the one that makes all; ``heads`` what reads the stream at the end, the first of which tells what is seen.
+    values, or the one that makes all; ``heads`` what reads the stream at the end.
     """
 
     patches: str

@@ -40,4 +40,4 @@ INSTANCES: dict[str, Callable[..., Instance]] = {
     "t5": t5_instance,
     "vit": vit_instance,
 }
-"""By the name of the arch, or of a variant of it: each takes a ``width`` and a ``seed``, and tells its own least width."""
+"""By the name of the arch, or of a variant: each takes a ``width`` and a ``seed``, and tells its own least width."""

@@ -24,6 +24,11 @@ _HEAD = 8
 class _Told(nn.Module):
     """The parts of a pipeline under the names of their folders."""
 
+    transformer: nn.Module
+    text_encoder: nn.Module
+    text_encoder_2: nn.Module
+    text_encoder_3: nn.Module
+
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
         for name, part in parts.items():
@@ -119,7 +124,8 @@ def chroma_instance(width: int = 32, seed: int = 0) -> Instance:
         num_attention_heads=width // _HEAD, joint_attention_dim=2 * width, axes_dims_rope=(2, 2, 4),
         approximator_num_channels=16, approximator_hidden_dim=2 * width, approximator_layers=2,
     )  # fmt: skip
-    return _instance("chroma", Chroma({"transformer": transformer, "text_encoder": _t5(2 * width)}), _in_sequence(seed), seed)
+    parts = {"transformer": transformer, "text_encoder": _t5(2 * width)}
+    return _instance("chroma", Chroma(parts), _in_sequence(seed), seed)
 
 
 def _instance(arch: str, module: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> Instance:
@@ -163,10 +169,9 @@ def _t5(width: int) -> nn.Module:
         from transformers import T5Config, T5EncoderModel
     except ModuleNotFoundError as error:
         raise missing(error) from error
-    made: nn.Module = T5EncoderModel(
-        T5Config(
-            vocab_size=_WORDS, d_model=width, d_kv=_HEAD, d_ff=2 * width, num_layers=2, num_heads=width // _HEAD,
-            feed_forward_proj="gated-gelu",
-        )  # fmt: skip
-    )
+    config = T5Config(
+        vocab_size=_WORDS, d_model=width, d_kv=_HEAD, d_ff=2 * width, num_layers=2, num_heads=width // _HEAD,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    made: nn.Module = T5EncoderModel(config)
     return made

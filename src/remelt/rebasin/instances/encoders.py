@@ -11,7 +11,7 @@ from remelt.rebasin.instances.layouts import renamed
 from remelt.rebasin.instances.precision import InDouble
 
 _SIZE, _PATCH, _CLASSES, _WORDS, _LENGTH, _HEAD = 16, 4, 7, 32, 6, 8
-_VIT_NAMES = {
+VIT_NAMES = {
     "model.": "", "vit.layers.": "vit.encoder.layer.",
     ".attention.q_proj.": ".attention.attention.query.", ".attention.k_proj.": ".attention.attention.key.",
     ".attention.v_proj.": ".attention.attention.value.", ".attention.o_proj.": ".attention.output.dense.",
@@ -57,7 +57,7 @@ def vit_instance(width: int = 32, seed: int = 0) -> Instance:
     )  # fmt: skip
     module = Classifier(ViTForImageClassification(config))
     image = torch.randn(2, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    originals, parameters = renamed(module, _VIT_NAMES)
+    originals, parameters = renamed(module, VIT_NAMES)
     rules = {"vision": HeadRule(size=_HEAD)}
     return instance_of("vit", module, (image,), rules, seed=seed, originals=originals, parameters=parameters)
 

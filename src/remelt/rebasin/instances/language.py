@@ -80,9 +80,7 @@ def decoder_instance(arch: str, width: int = 32, seed: int = 0) -> Instance:
         names |= {".mlp.experts.": ".block_sparse_moe.experts.", ".mlp.gate.": ".block_sparse_moe.gate."}
     originals, parameters = renamed(module, names)
     rules = {"model": HeadRule(size=model.model.layers[0].self_attn.head_dim)}
-    return instance_of(
-        arch, module, inputs, rules, seed=seed, originals=originals, parameters=parameters
-    )
+    return instance_of(arch, module, inputs, rules, seed=seed, originals=originals, parameters=parameters)
 
 
 def _plain(width: int) -> dict[str, Any]:
@@ -113,4 +111,4 @@ DECODERS: Mapping[str, tuple[tuple[str, str], Callable[[int], dict[str, Any]]]] 
     "qwen3": (("Qwen3", ""), _plain),
     "qwen3_moe": (("Qwen3Moe", ""), _many_experts),
 }
-"""By arch: what transformers calls it (and its configuration, where it sees images beside), and what its configuration says beside."""
+"""By arch: what transformers calls it, what it adds for the configuration alone, and further options of that."""

@@ -55,7 +55,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A residual network: of so many blocks a stage, each stage twice as wide as the one before."""
 
-    def __init__(self, block: type[Basic] | type[Bottleneck], depths: Sequence[int], width: int, groups: int = 1) -> None:
+    def __init__(
+        self, block: type[Basic] | type[Bottleneck], depths: Sequence[int], width: int, groups: int = 1
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(_PIXELS, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
