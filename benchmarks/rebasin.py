@@ -1,4 +1,4 @@
-"""How long alignment takes: dense sweeps over SDXL beside their multiplications alone, margins, and the usual procedure.
+"""How long alignment takes: sweeps over SDXL beside their multiplications alone, margins, and the usual procedure.
 
     python benchmarks/rebasin.py --rows block --markdown
     python benchmarks/rebasin.py --rows sweep,unrelated,margins --folder FOLDER     two files of SDXL, 14 GB
@@ -24,18 +24,18 @@ from time import perf_counter, sleep
 from typing import Any
 
 import torch
+from remelt.api.alignment import CheckpointWeights
 from safetensors.torch import load_file, save_file
 from usual_matching import match_as_usual
 
-from remelt.api.alignment import CheckpointWeights
 from remelt.archs.axes.find import axis_groups
 from remelt.archs.axis_groups import AxisGroup
 from remelt.archs.shapes import sdxl_shapes
 from remelt.formats.checkpoint import open_checkpoint
-from remelt.rebasin.margins import Margins, find_margins
+from remelt.rebasin.margins import find_margins
 from remelt.rebasin.matching import match, visits
 from remelt.rebasin.products import free_levels, width_of_row
-from remelt.rebasin.weights import TensorWeights, Weights, windows_by_key
+from remelt.rebasin.weights import Weights
 
 MIB = 2**20
 NOISE = 0.05
@@ -228,7 +228,7 @@ def sdxl_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
         generator = torch.Generator().manual_seed(0 if name == "tuned" else place)
         model = {key: torch.randn(shape, generator=generator).mul_(0.02).half() for key, shape in shapes.items()}
         if name == "tuned":
-            for key, tensor in model.items():
+            for tensor in model.values():
                 tensor.add_(torch.randn(tensor.shape, generator=generator).half(), alpha=0.02 * NOISE)
         save_file(model, path.with_suffix(".making"))
         os.replace(path.with_suffix(".making"), path)
@@ -238,7 +238,11 @@ def sdxl_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 def whole(rows: Sequence[str], folder: Path, share: str) -> Iterator[dict[str, Any]]:
     """The rows of SDXL."""
-    names = ["reference", *(["tuned"] if {"sweep", "margins"} & set(rows) else []), *(["unrelated"] if "unrelated" in rows else [])]
+    names = [
+        "reference",
+        *(["tuned"] if {"sweep", "margins"} & set(rows) else []),
+        *(["unrelated"] if "unrelated" in rows else []),
+    ]
     files = sdxl_files(folder, names)
     opened = {name: open_checkpoint(path) for name, path in files.items()}
     weights = {name: CheckpointWeights(one) for name, one in opened.items()}

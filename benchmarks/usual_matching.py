@@ -1,4 +1,4 @@
-"""The usual procedure of weight matching, written down as it is published, on the right groups: what to be quicker than.
+"""The usual procedure of weight matching, written down as it is published, on the right groups, to be quicker than.
 
 Whole tensors are copied with every other axis permuted, each visit multiplies everything again, the solver is asked
 each time, and all increments are held at once. Sweeps go on until none gains.

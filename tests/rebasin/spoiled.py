@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+from remelt.archs.axes.draft import EXPERT, QUERY
 from remelt.archs.axes.find import axis_groups
 from remelt.archs.axis_groups import AxisGroup
 from remelt.rebasin.instances import INSTANCES
@@ -50,9 +51,10 @@ def with_two_joined(group: AxisGroup) -> AxisGroup | None:
     None where the group has no such levels, or an odd number of them.
     """
     first, *others = group.levels
-    if not others or first.size % 2:
+    if not others or first.size % 2 or first.name == EXPERT:
         return None
-    wider = [replace(level, size=2 * level.size) if first.name in level.below else level for level in others]
+    inner = [level.name for level in others if first.name in level.below and level.name != QUERY]
+    wider = [replace(level, size=2 * level.size) if level.name in inner else level for level in others]
     return replace(group, levels=(replace(first, size=first.size // 2), *wider))
 
 

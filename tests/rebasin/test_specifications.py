@@ -9,7 +9,7 @@ import pytest
 from spoiled import model, movable, one_of_each_structure, with_a_window_of_another, with_other, with_two_joined
 from spoiled import without_a_window as without
 
-from remelt.archs.axis_groups import AxisGroup, faults
+from remelt.archs.axis_groups import AxisGroup, Window, faults
 from remelt.rebasin.checking import check_numerically
 from remelt.rebasin.instances import INSTANCES
 
@@ -82,12 +82,21 @@ def test_two_groups_joined_by_a_window_are_seen(arch: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_window_that_is_dropped_from_any_group_is_seen(arch: str) -> None:
-    """But for biases of keys: they add the same number to all weights of a query, which its softmax takes away."""
     instance, groups = model(arch)
     chosen = random.Random(0)
     for group in movable(groups):
         place = chosen.randrange(len(group.windows))
         spoiled, dropped = without(group, place), group.windows[place]
-        assert list(faults(with_other(groups, spoiled), instance.shapes)), dropped
-        if not ("qk" in dropped.levels and dropped.key.endswith("bias")):
+        if dropped.axis < 2:  # on further ones, shapes do not tell channels from a kernel's places
+            assert list(faults(with_other(groups, spoiled), instance.shapes)), dropped
+        if not is_idle(dropped):
             assert error(arch, spoiled) > SEEN, dropped
+
+
+def is_idle(window: Window) -> bool:
+    """Whether the tensor changes nothing: a bias of keys, or queries of a text that SD3's last block does not put out.
+
+    The former adds the same number to all weights of a query, which its softmax takes away.
+    """
+    idle = "joint_blocks.2.context_block.attn" in window.key and window.offset == 0 and "ln_k" not in window.key
+    return "qk" in window.levels and (idle or window.key.endswith("bias"))

@@ -25,6 +25,7 @@ class Draft:
     windows: list[Window] = field(default_factory=list)
     partitions: list[tuple[int, int]] = field(default_factory=list)
     """Of a stream: the groups of each GroupNorm that reads it, as their size and how much of the first lies before."""
+    _known: set[Window] = field(default_factory=set, repr=False, compare=False)
 
     def window(
         self,
@@ -42,7 +43,8 @@ class Draft:
             present = one.key_of(0) in self.shapes
         else:
             present = one.tensor in self.shapes
-        if present and one not in self.windows:
+        if present and one not in self._known:
+            self._known.add(one)
             self.windows.append(one)
         return self
 
@@ -139,6 +141,10 @@ class Drafts:
         levels.append(Level(QK, size, below=() if shared_norm or rotary else (HEAD,), fixed=rotary))
         levels.append(Level(VALUE, value_size or size, below=(HEAD,)))
         return self._begin(name, tuple(levels))
+
+    def of_levels(self, name: str, levels: tuple[Level, ...]) -> Draft:
+        """A tree of levels of another kind."""
+        return self._begin(name, levels)
 
     def experts(self, name: str, count: int, hidden: int) -> Draft:
         """Experts behind a router, each with hidden channels of its own: levels ``expert`` and ``hidden``."""

@@ -7,9 +7,16 @@ from collections.abc import Callable
 from remelt.archs.arch import all_archs
 from remelt.archs.axes.beside import left_as_they_are, with_averages
 from remelt.archs.axes.clip import clip_groups, open_clip_groups
+from remelt.archs.axes.flux import flux_groups
 from remelt.archs.axes.heads import Heads
+from remelt.archs.axes.language import language_groups
 from remelt.archs.axes.latent_diffusion import sd1_groups, sd2_groups, sdxl_groups, sdxl_refiner_groups
+from remelt.archs.axes.mlp import mlp_groups
+from remelt.archs.axes.resnet import resnet_groups
+from remelt.archs.axes.sd3 import sd3_groups
+from remelt.archs.axes.t5 import t5_groups
 from remelt.archs.axes.vae import vae_groups
+from remelt.archs.axes.vit import vit_groups
 from remelt.archs.axis_groups import AxisGroup, Shapes
 from remelt.errors import OptionError, RefusedError
 
@@ -25,6 +32,23 @@ SPECIFICATIONS: dict[str, Specification] = {
     "sdxl": sdxl_groups,
     "sdxl_refiner": sdxl_refiner_groups,
     "vae": vae_groups,
+    "chroma": flux_groups,
+    "flux": flux_groups,
+    "gemma2": language_groups,
+    "gemma3": language_groups,
+    "glm": language_groups,
+    "llama": language_groups,
+    "mixtral": language_groups,
+    "mlp": mlp_groups,
+    "phi3": language_groups,
+    "qwen2": language_groups,
+    "qwen2_moe": language_groups,
+    "qwen3": language_groups,
+    "qwen3_moe": language_groups,
+    "resnet": resnet_groups,
+    "sd3": sd3_groups,
+    "t5": t5_groups,
+    "vit": vit_groups,
 }
 """By the name of the arch."""
 
