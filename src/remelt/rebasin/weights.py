@@ -1,0 +1,59 @@
+"""Where the tensors come from that are matched: a few at a time, as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+
+from remelt.archs.axis_groups import AxisGroup, Shapes, Window, keys_of
+
+
+class Weights(Protocol):
+    """A model's tensors by key. Those of a file are views of it, which nothing keeps."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shape of each tensor."""
+
+    def is_float(self, key: str) -> bool:
+        """Whether a tensor holds floating-point numbers, one an element."""
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """A tensor, in the type in which it is stored."""
+
+
+class TensorWeights:
+    """Tensors in memory.
+
+    >>> TensorWeights({"a.weight": torch.zeros(2, 3)}).shapes
+    {'a.weight': (2, 3)}
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.shapes: Shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+    def is_float(self, key: str) -> bool:
+        """Whether it is of a floating type."""
+        return self.tensors[key].is_floating_point()
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """The tensor itself."""
+        return self.tensors[key]
+
+
+Lying = dict[str, list[tuple[AxisGroup, Window]]]
+"""For each tensor the windows that lie on it."""
+
+
+def windows_by_key(groups: Iterable[AxisGroup]) -> Lying:
+    """Which windows of which groups lie on each tensor, groups that are fixed left out."""
+    found: Lying = {}
+    for group in groups:
+        if not group.is_fixed:
+            for window in group.windows:
+                for key in keys_of(group, window):
+                    found.setdefault(key, []).append((group, window))
+    return found
