@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from remelt.api.inspection import inspect
     from remelt.api.merging import convert, merge, plan
     from remelt.api.options import MergeOptions
+    from remelt.api.permuted_adapters import permute_adapter
+    from remelt.api.rebasing import align_models
     from remelt.api.recipes import compose, deserialize, serialize
     from remelt.engine.cache import Cache
     from remelt.errors import (
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
     from remelt.recipe.method import merge_method
     from remelt.recipe.mixture import mixture_of_experts
     from remelt.recipe.node import model, parameter
+    from remelt.recipe.permuting import permute, rebasin
     from remelt.recipe.surgery import make_inpainting, make_normal, with_component
     from remelt.recipe.vocabulary import align_vocabulary
 
@@ -99,6 +102,8 @@ _HOMES = {
     "remelt.api.inspection": ("inspect",),
     "remelt.api.merging": ("convert", "merge", "plan"),
     "remelt.api.options": ("MergeOptions",),
+    "remelt.api.permuted_adapters": ("permute_adapter",),
+    "remelt.api.rebasing": ("align_models",),
     "remelt.api.recipes": ("compose", "deserialize", "serialize"),
     "remelt.engine.cache": ("Cache",),
     "remelt.errors": (
@@ -174,6 +179,7 @@ _HOMES = {
     "remelt.recipe.surgery": ("make_inpainting", "make_normal", "with_component"),
     "remelt.recipe.mixture": ("mixture_of_experts",),
     "remelt.recipe.node": ("model", "parameter"),
+    "remelt.recipe.permuting": ("permute", "rebasin"),
     "remelt.recipe.vocabulary": ("align_vocabulary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -209,6 +215,7 @@ __all__ = [
     "add_opposite_mask",
     "add_strict_opposite",
     "add_strict_opposite_mask",
+    "align_models",
     "align_vocabulary",
     "arcee_fusion",
     "balance_attention",
@@ -262,12 +269,15 @@ __all__ = [
     "omit_non_finite",
     "parameter",
     "passthrough",
+    "permute",
+    "permute_adapter",
     "perpendicular_component",
     "pick_component",
     "plan",
     "ram",
     "ram_plus",
     "randperm",
+    "rebasin",
     "repair_position_ids",
     "resize_lora",
     "rotate",

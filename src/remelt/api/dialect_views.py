@@ -243,3 +243,32 @@ def _view(checkpoint: Checkpoint, conversion: Conversion, what: str) -> PiecedCh
             hint="leave them out before: pick_component or omit_component",
         )
     return PiecedCheckpoint(checkpoint, conversion.tensors, tuple(conversion.left_out))
+
+
+def in_original(given: Input) -> Checkpoint:
+    """An input as a view in the original layout of its arch, with the usual names there; as it is without an arch.
+
+    Raises `RemeltError` where it has keys that could not be told there.
+    """
+    arch = given.detection.arch
+    if arch is None:
+        return given.checkpoint
+    return _renamed(respelled(given.checkpoint, arch, given.detection.spelling, IN_FULL), arch, IN_FULL, {})
+
+
+def from_in_original(given: Input, view: Checkpoint, keys: Collection[str]) -> Checkpoint:
+    """Those tensors of an input of which some part is one of ``keys`` of its view in the original layout.
+
+    They have the input's own names, and are made of ``view``, which has the tensors of that.
+    """
+    arch = given.detection.arch
+    if arch is None:
+        return RenamedCheckpoint(view, {key: key for key in given.checkpoint.tensors if key in keys})
+    spelling = given.detection.spelling
+    made = from_original(arch, spelling, view.tensors).tensors
+    found = {}
+    for key in given.checkpoint.tensors:
+        one = made.get(usual_key(arch, spelling, key))
+        if one is not None and any(piece.key in keys for piece in one.pieces):
+            found[key] = one
+    return PiecedCheckpoint(view, found)

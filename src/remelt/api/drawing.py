@@ -11,11 +11,12 @@ from remelt.errors import MissingExtraError, OptionError
 from remelt.recipe.layers import LAYERS
 from remelt.recipe.mixture import MIXTURE
 from remelt.recipe.node import Call, Node
+from remelt.recipe.permuting import PERMUTE
 from remelt.recipe.signature import name_all_models
 from remelt.recipe.vocabulary import ALIGN
 from remelt.text.diagram import Diagram, diagram, dot, mermaid
 
-_VIEWS: dict[str, Sequence[str]] = {LAYERS: ("", "start", "stop", "stack"), ALIGN: ("",)}
+_VIEWS: dict[str, Sequence[str]] = {LAYERS: ("", "start", "stop", "stack"), ALIGN: ("",), PERMUTE: ("", "permutations")}
 """The arguments by position of what is no method."""
 PICTURES = ("mermaid", "dot", "svg")
 _COLOURS = {"model": "#dbe9f6", "parameter": "#fdebd0", "step": "#f2f2f2", "result": "#d5efdc"}

@@ -51,6 +51,7 @@ from remelt.recipe.mixture import BASE
 
 if TYPE_CHECKING:
     from remelt.api.adapted import Adapted
+    from remelt.api.alignment import Alignment
 
 EXECUTOR_KEY = "remelt_executor"
 CHECKSUM_KEY = "remelt_checksum"
@@ -67,6 +68,8 @@ class PreparedGroup:
     companions: tuple[tuple[tuple[Path | bytes, str], ...], ...]
     adapted: Adapted | None = None
     """How a result that is an adapter was made."""
+    alignments: tuple[Alignment, ...] = ()
+    """What finds out how models are aligned, which a merge begins with."""
     again: Callable[[Adapted], PreparedGroup] | None = None
     """The same planned anew, for an adapter of which more is known."""
 
@@ -102,6 +105,9 @@ class Group:
         self.inputs = {index: opened.inputs[index] for index in used}
         self.heads = opened.heads
         self.bases = {index: opened.bases[index] for index in used if index in opened.bases}
+        self.permutations = {index: opened.permutations[index] for index in used if index in opened.permutations}
+        self.before = opened.before
+        self.alignments = tuple(dict.fromkeys(one for index in used for one in opened.alignments.get(index, ())))
         self.spelling = IN_FULL
         self.excused: frozenset[str] = frozenset()
         self.encodings = Encodings()
@@ -113,10 +119,13 @@ class Group:
         own = [outputs[position] for position in self.positions]
         like = None if self.options.like is None else Path(self.options.like)
         if any(given.adapter is not None for given in self.inputs.values()):
-            from remelt.api.adapter_views import with_adapters
+            from remelt.api.followers import Followed, with_followers
 
+            followed = Followed(self.permutations, self.before)
             compute, ignore = self.options.compute, self.options.ignore_unused
-            self.inputs = with_adapters(self.inputs, order, self.bases, compute, self.problems, ignore_unused=ignore)
+            self.inputs = with_followers(
+                self.inputs, order, self.bases, followed, compute, self.problems, ignore_unused=ignore
+            )
             refuse(self.problems, self.graph)
         for root in self.roots:
             self.inputs, style = with_parts(self.inputs, self.graph.models_of(root))
@@ -149,7 +158,7 @@ class Group:
         companions = tuple(
             tuple(self.companions(root, output)) for root, output in zip(self.roots, planned, strict=True)
         )
-        return PreparedGroup(plan, self.inputs, tuple(self.positions), sources, companions, self.form)
+        return PreparedGroup(plan, self.inputs, tuple(self.positions), sources, companions, self.form, self.alignments)
 
     def check(self) -> KeyReport:
         """Archs, names and keys; all their problems at once."""
@@ -344,6 +353,8 @@ class Group:
         """What the plan tells beside warnings: defaults taken, reads that are not needed."""
         for argument, keys in report.unspoken.items():
             yield f"{argument} by default for {len(keys)} keys that no weight speaks for: {fold_keys(keys)}"
+        for alignment in self.alignments:
+            yield alignment.told()
         for label, count in report.idle.items():
             yield f"{label}: {count} tensors are not read, and not checked for NaN, as a weight makes them idle"
 

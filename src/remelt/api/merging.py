@@ -193,6 +193,8 @@ def run_prepared(prepared: Prepared, options: MergeOptions) -> Iterator[Progress
     try:
         for place, group in enumerate(prepared.groups):
             begun = perf_counter()
+            for alignment in group.alignments:
+                alignment.find()
             _refuse_broken_adapters(group)
             group = prepared.groups[place] = yield from _settling(group, options)
             yield from _run_group(group, options, merged, files)

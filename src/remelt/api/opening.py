@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from remelt.adapters.names import is_adapter
 from remelt.api.hashing import content_hash, find_by_hash
@@ -18,13 +19,18 @@ from remelt.api.vocabulary import Member, SharedVocabulary, Tokens, tokenizer_of
 from remelt.archs.detect import detect
 from remelt.check.bound import BoundGraph
 from remelt.check.inputs import Input
-from remelt.errors import ModelNameError, Problem, RemeltError
+from remelt.errors import CheckError, ModelNameError, Problem, RemeltError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import locate_model
 from remelt.formats.memory import MemoryCheckpoint
 from remelt.formats.quantised import dequantised
 from remelt.recipe.mixture import BASE, label_of_part
-from remelt.recipe.node import AdapterUse, Model, Vocabulary
+from remelt.recipe.node import AdapterUse, Model, PermutedBy, Vocabulary
+
+if TYPE_CHECKING:
+    from remelt.api.alignment import Alignment
+    from remelt.api.permuted_views import Saved
+    from remelt.api.permuting import Permuting
 
 
 @dataclass
@@ -35,6 +41,12 @@ class Opened:
     bases: dict[int, Input] = field(default_factory=dict)
     """For adapters, the model that the recipe says they change."""
     heads: Heads = field(default_factory=Heads)
+    before: dict[int, Input] = field(default_factory=dict)
+    """Models that are read with permuted axes, without that."""
+    permutations: dict[int, list[Saved]] = field(default_factory=dict)
+    """For adapters that follow a permuted model, by what: they are differences only once their models are known."""
+    alignments: dict[int, list[Alignment]] = field(default_factory=dict)
+    """For models that are aligned to others, what finds out how."""
     problems: list[Problem] = field(default_factory=list)
     _files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -72,6 +84,7 @@ def open_models(graph: BoundGraph, models_dirs: Sequence[Path]) -> Opened:
             if given.adapter is not None:
                 _open_base(index, given.adapter, graph.scopes[index], models_dirs, opened)
     opened.heads = settle_heads(graph, opened.inputs)
+    _permute(graph, models_dirs, opened)
     _view_layers(opened)
     _align_vocabularies(graph, models_dirs, opened)
     for place, step in enumerate(graph.steps):
@@ -137,7 +150,49 @@ def _open(
 
 def _views(model: Model) -> tuple[object, ...]:
     """What is read of a model, and as what."""
-    return model.layers, model.vocabulary, model.adapter, model.part
+    return model.layers, model.vocabulary, model.adapter, model.part, model.permuted
+
+
+def _permute(graph: BoundGraph, models_dirs: Sequence[Path], opened: Opened) -> None:
+    """Have models be read with permuted axes, where the recipe says so."""
+    if not any(given.model.permuted for given in opened.inputs.values()):
+        return
+    from remelt.api.permuting import Permuting  # imports torch
+
+    by_scope: dict[str, Permuting] = {}
+    for index, given in list(opened.inputs.items()):
+        if given.model.permuted is None:
+            continue
+        scope = graph.scopes[index]
+        permuting = by_scope.setdefault(scope, _permuting(Permuting, Path(scope or "."), models_dirs, opened))
+        try:
+            if given.adapter is not None:
+                opened.permutations[index] = permuting.adapter(given)
+                continue
+            opened.before[index] = given
+            opened.inputs[index], opened.alignments[index] = permuting.model(given)
+        except CheckError as error:
+            opened.problems += error.problems
+        except RemeltError as error:
+            hint = None if error.hint is None else f"hint: {error.hint}"
+            opened.problems.append(Problem("", error.message, hint, given.model.span))
+
+
+def _permuting(kind: type[Permuting], folder: Path, models_dirs: Sequence[Path], opened: Opened) -> Permuting:
+    def open_model(model: Model) -> Input:
+        _, given = _open(model, folder, models_dirs, opened, {})
+        assert given is not None
+        return given
+
+    def locate(use: PermutedBy) -> Path:
+        folders = [folder, *models_dirs]
+        path = _locate(Model(use.name, use.sha256), folders)
+        if use.sha256 is None:
+            return path
+        with _open_locked(path, Model(use.name, use.sha256), folders) as checkpoint:
+            return checkpoint.path or path
+
+    return kind(open_model, locate)
 
 
 def _view_layers(opened: Opened) -> None:

@@ -24,6 +24,7 @@ from remelt.recipe.layers import LAYERS, STACK, expand_layers
 from remelt.recipe.method import Method
 from remelt.recipe.mixture import MIXTURE, expand_mixtures
 from remelt.recipe.node import Call, Model, Node
+from remelt.recipe.permuting import PERMUTE, REBASIN, expand_permutations
 from remelt.recipe.signature import name_all_models
 from remelt.recipe.vocabulary import ALIGN, expand_vocabularies
 from remelt.recipe.walk import topological
@@ -31,7 +32,7 @@ from remelt.recipe.walk import topological
 if TYPE_CHECKING:
     from remelt.api.adapted import Adapted
 
-_VIEWS = (LAYERS, STACK, ALIGN, ADAPTER, MIXTURE)
+_VIEWS = (LAYERS, STACK, ALIGN, ADAPTER, MIXTURE, PERMUTE, REBASIN)
 
 
 @dataclass
@@ -113,4 +114,5 @@ def _with_views(recipe: Node, methods: Mapping[str, Method[..., Any]]) -> Node:
     """The recipe with models of which a part is read, or rows in another order, as views of themselves."""
     if not any(isinstance(node, Call) and node.method in _VIEWS for node in topological(recipe)):
         return recipe
-    return expand_mixtures(expand_layers(expand_vocabularies(expand_adapters(name_all_models(recipe, methods)))))
+    named = expand_permutations(expand_adapters(name_all_models(recipe, methods)))
+    return expand_mixtures(expand_layers(expand_vocabularies(named)))

@@ -140,7 +140,7 @@ class _Binder:
         held = None if node.tensors is None else id(node.tensors)
         identity = (
             *(self.scope, node.name, node.sha256, node.space, node.arch, held),
-            *(node.layers, node.vocabulary, node.adapter, node.part),
+            *(node.layers, node.vocabulary, node.adapter, node.part, node.permuted),
         )
         found = self.known.get(identity)
         if found is None:

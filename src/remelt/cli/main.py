@@ -21,6 +21,8 @@ COMMANDS = {
     "extract-lora": "Write what a model was tuned by as an adapter of its base.",
     "merge-lora": "Write several LoRAs as one.",
     "resize-lora": "Write a LoRA at another rank.",
+    "permute": "Write a model or an adapter with permuted axes.",
+    "rebasin": "Align models by permutations that keep their function, and merge them.",
     "router": "Write a router for a mixture of experts, made of prompts.",
     "compose": "Fill a recipe's parameters with models or other recipes.",
     "recipe": "Convert, format or draw recipes.",

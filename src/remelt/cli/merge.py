@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from remelt.cli import options as shared
+from remelt.cli.alignment import match_first
 from remelt.cli.output import echo_json, plan_record, progress
 from remelt.cli.sources import changes, name_outputs, operated, read_sources, stores
 from remelt.core.units import format_bytes, format_seconds
@@ -49,6 +50,7 @@ def command(
             for group in prepared.groups:
                 for warning in group.plan.warnings:
                     click.echo(f"warning: {warning}", err=True)
+        match_first(prepared, quiet=quiet or as_json)
         with progress(quiet=quiet or as_json) as watch:
             for event in run_prepared(prepared, options):
                 if isinstance(event, Merged):

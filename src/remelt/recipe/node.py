@@ -139,6 +139,41 @@ class MixturePart:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class PermutedBy:
+    """That the axes of a model are permuted as a file says, or with ``inverse`` so that this is undone."""
+
+    name: str
+    sha256: str | None = None
+    inverse: bool = False
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AlignedTo:
+    """That the axes of a model are permuted to resemble those of ``reference``.
+
+    ``start`` is where the search begins; with ``crossing``, groups of several components are permuted, too.
+    """
+
+    reference: Model
+    start: str = "both"
+    crossing: bool = False
+
+    def _told(self) -> tuple[object, ...]:
+        one = self.reference
+        held = None if one.tensors is None else id(one.tensors)
+        return one.name, one.sha256, one.arch, held, one.permuted, self.start, self.crossing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AlignedTo) and self._told() == other._told()
+
+    def __hash__(self) -> int:
+        return hash(self._told())
+
+    def __repr__(self) -> str:
+        return f"AlignedTo{self._told()!r}"
+
+
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Model(Node):
     """A checkpoint, by path, by name in a models folder, or as tensors in memory.
@@ -146,7 +181,8 @@ class Model(Node):
     ``sha256`` locks it to one content; ``space`` is what its tensors mean; ``arch`` states its architecture where that
     shall not be inferred. ``layers`` is set where `stack_layers` reads a part of it, ``vocabulary`` where
     `align_vocabulary` puts its tokens in order, ``adapter`` where it stands for a difference, ``part`` where
-    `mixture_of_experts` is made of it: no text says them of a model.
+    `mixture_of_experts` is made of it, ``permuted`` where `permute` and `rebasin` change the order of its axes, one
+    after the other: no text says them of a model.
     """
 
     name: str
@@ -159,6 +195,7 @@ class Model(Node):
     vocabulary: Vocabulary | None = None
     adapter: AdapterUse | None = None
     part: MixturePart | None = None
+    permuted: tuple[PermutedBy | AlignedTo, ...] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Node], tuple[object, ...]]:
         return Node.__reduce__(self)
@@ -342,7 +379,7 @@ def _content(node: Node) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
         return "Value", (node.value,), ()
     if isinstance(node, Model):
         held = None if node.tensors is None else _Tensors(node.tensors)
-        views = (node.layers, node.vocabulary, node.adapter, node.part)
+        views = (node.layers, node.vocabulary, node.adapter, node.part, node.permuted)
         part = () if all(view is None for view in views) else views
         return "Model", (node.name, node.sha256, node.space, node.arch, held, *part), ()
     if isinstance(node, Parameter):

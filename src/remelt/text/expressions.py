@@ -15,6 +15,7 @@ from remelt.recipe.blocks import MAKERS, BlockWeights, Search
 from remelt.recipe.layers import LAYERS, STACK
 from remelt.recipe.mixture import DRAWN, MIXTURE
 from remelt.recipe.node import Call, Literal, Model, Node, Value, multiply
+from remelt.recipe.permuting import PERMUTE, REBASIN
 from remelt.recipe.vocabulary import ALIGN, BASE, UNION
 from remelt.text.constructors import CONSTRUCTORS, USAGE, Mapping, construct
 from remelt.text.document import Step
@@ -43,7 +44,7 @@ _INSTEAD = {
 _ONLY_WITHIN = f"a mapping stands only within {', '.join(MAKERS)}"
 _MAPPING = 'as in blocks({"double_blocks.3": 0.2})'
 _LARGE = "the largest is 1.7976931348623157e308"
-_PARTS = (LAYERS, STACK, ALIGN, ADAPTER, MIXTURE)
+_PARTS = (LAYERS, STACK, ALIGN, ADAPTER, MIXTURE, PERMUTE, REBASIN)
 """Words whose texts are models: they are no methods, that could say so."""
 _SPELLINGS = {"true": "True", "false": "False", "none": "None", "null": "None", "nil": "None"}
 
@@ -360,10 +361,12 @@ def _is_number(item: object) -> bool:
 
 
 def _is_model(function: str, keyword: ast.keyword) -> bool:
-    """Whether a text by keyword is a model's name: a base, an order, a router; but for the words."""
+    """Whether a text by keyword is a model's name: a base, an order, a router, a reference; but for the words."""
     value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
     if function == MIXTURE:
         return keyword.arg == "shared" or (keyword.arg == "router" and value not in DRAWN)
+    if function == REBASIN:
+        return keyword.arg == "to"
     if function != ALIGN:
         return function == ADAPTER
     return keyword.arg == "base" or (keyword.arg == "order" and value not in (BASE, UNION))

@@ -1,0 +1,201 @@
+"""`remelt rebasin`: models aligned by permutations that keep their function, and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from remelt.cli import options as shared
+from remelt.cli.alignment import matching, record, told
+from remelt.cli.output import echo_json, progress
+from remelt.errors import UsageError
+from remelt.recipe.node import Call, Node, Value, as_node
+from remelt.recipe.permuting import BOTH, STARTS, permute, rebasin
+
+if TYPE_CHECKING:
+    from remelt.api.rebasing import Aligned
+
+F = TypeVar("F", bound=Callable[..., Any])
+_OPTIONS = ("models_dirs", "dtype", "threads", "memory", "overwrite")
+
+_MATCHING = [
+    click.option("--start", type=click.Choice(STARTS), default=BOTH, show_default=True, help="Where matching begins."),
+    click.option(
+        "--include-crossing",
+        "crossing",
+        is_flag=True,
+        help="Permute what ties several components, too: text encoders no longer suit their adapters then.",
+    ),
+    click.option(
+        "--margins",
+        metavar="FILE",
+        help="What is computed once for the reference, and proves that groups of its fine-tunes are best as they are; "
+        "made where it is not there.",
+    ),
+]
+_WRITING = [
+    click.option("-o", "--output", metavar="PATH", help="The merged model; without it, models are matched only."),
+    click.option("--dtype", metavar="TYPE", help="Element type of the output; by default each tensor keeps its own."),
+    click.option(
+        *("--threads", "--workers", "threads"), type=click.IntRange(min=1), help="By default one a core, at most 8."
+    ),
+    click.option("--memory", metavar="SIZE", help="Memory budget of the merge, as in 4GiB."),
+    click.option("--overwrite", is_flag=True, help="Replace existing files once the new ones are complete."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),
+]
+
+
+def _shared(command: F) -> F:
+    for option in reversed([*_MATCHING, *_WRITING]):
+        command = option(command)
+    return shared.models_only(shared.common(command))
+
+
+@click.group("rebasin", invoke_without_command=True, subcommand_metavar="[many | check ...]")
+@click.option("--model-a", "--model_a", "model_a", metavar="A", help="The reference, which stays as it is.")
+@click.option("--model-b", "--model_b", "model_b", metavar="B", help="The model that is aligned to it.")
+@click.option("--alpha", type=float, default=0.5, show_default=True, help="The share of B in the result.")
+@click.option("--permutations", metavar="FILE", help="Use these, which an earlier run saved, and match nothing.")
+@click.option("--save-permutations", "save", metavar="FILE", help="Keep the permutations, for permute.")
+@_shared
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    model_a: str | None,
+    model_b: str | None,
+    alpha: float,
+    permutations: str | None,
+    **given: Any,
+) -> None:
+    """Align B to A by permutations that keep its function, and merge both. Archs are detected.
+
+    \b
+    remelt rebasin --model-a A --model-b B -o mix.safetensors
+    remelt rebasin --model-a A --model-b B --alpha 0.3 --save-permutations b-to-a.safetensors -o mix.safetensors
+    remelt rebasin --model-a A --model-b B --save-permutations b-to-a.safetensors
+    remelt rebasin many A B C -o mean.safetensors
+    remelt rebasin check sdxl
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if model_a is None or model_b is None:
+        raise UsageError("two models are aligned", hint="remelt rebasin --model-a A --model-b B -o OUT")
+    if permutations is not None and (given["save"] is not None or given["margins"] is not None):
+        raise UsageError("with --permutations nothing is matched, that could be kept or proven", hint="leave one out")
+    if permutations is not None:
+        aligned: Node = permute(model_b, permutations)
+    else:
+        aligned = rebasin(model_b, to=model_a, start=given["start"], crossing=given["crossing"])
+    if given["output"] is None:
+        if permutations is not None:
+            raise UsageError("there is nothing to do: no matching, and no output", hint="-o OUT")
+        _only_match(model_b, model_a, given)
+        return
+    recipe = Call("weighted_sum", (as_node(model_a), aligned), (("alpha", Value(alpha)),))
+    _merge(recipe, given, lambda _, __: given["save"])
+
+
+@command.command("many")
+@click.argument("models", metavar="MODEL MODEL...", nargs=-1, required=True)
+@click.option("--save-permutations", "folder", metavar="FOLDER", help="Keep the permutations of each model there.")
+@_shared
+def many(models: tuple[str, ...], folder: str | None, **given: Any) -> None:
+    """Align all models to the first, and average them."""
+    if len(models) < 2:
+        raise UsageError("at least two models are averaged", hint="remelt rebasin many A B C -o mean.safetensors")
+    first, *others = models
+    aligned = [rebasin(one, to=first, start=given["start"], crossing=given["crossing"]) for one in others]
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def place_of(number: int, name: str) -> str | None:
+        return None if folder is None else str(Path(folder) / f"{number + 2}-{Path(name).stem}.safetensors")
+
+    if given["output"] is None:
+        for number, one in enumerate(dict.fromkeys(others)):
+            _only_match(one, first, {**given, "save": place_of(number, one)})
+        return
+    _merge(Call("n_average", (as_node(first), *aligned)), given, place_of)
+
+
+@command.command("check")
+@click.argument("arch", metavar="[ARCH | MODEL]", required=False)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the small model and its permutations.")
+@shared.common
+def check(arch: str | None, seed: int, as_json: bool, debug: bool) -> int:
+    """Run a small model of an arch with random permutations: what it computes may not change.
+
+    Without an arch, all are tried; of a model's file, its own, and whether the groups fit its tensors. Needs the extra
+    rebasin-check.
+    """
+    from remelt.api.rebasin_check import check_archs
+
+    reports = check_archs(arch, seed=seed)
+    if as_json:
+        echo_json([one.record() for one in reports])
+    for one in reports if not as_json else ():
+        name, error = one.report.worst
+        verdict = "holds" if one.report.passed else f"is broken: {', '.join(one.report.broken[:3]) or 'all at once'}"
+        click.echo(
+            f"{one.arch} {verdict}: {len(one.report.alone)} groups, the worst by itself {error:.1e} ({name}), "
+            f"all at once {one.report.together:.1e}"
+        )
+    return 0 if all(one.report.passed for one in reports) else 1
+
+
+def _only_match(model: str, reference: str, given: dict[str, Any]) -> None:
+    from remelt.api.rebasing import align_models
+
+    with matching(quiet=given["quiet"] or given["as_json"]) as watch:
+        found = align_models(
+            model,
+            to=reference,
+            save=given["save"],
+            margins=given["margins"],
+            start=given["start"],
+            crossing=given["crossing"],
+            progress=watch,
+            overwrite=given["overwrite"],
+            models_dirs=given["models_dirs"],
+        )
+    _tell([found], given, {})
+
+
+def _merge(recipe: Node, given: dict[str, Any], place_of: Callable[[int, str], str | None]) -> None:
+    """Match what the recipe aligns, keep the permutations of each model at its place, if it has one, and merge."""
+    from remelt.api.merging import asked, drain, prepare_merges
+    from remelt.api.rebasing import alignments_of, find, refuse_existing
+
+    quiet = given["quiet"] or given["as_json"]
+    chosen = {name: given[name] for name in _OPTIONS if given[name]}
+    source, options = asked(recipe, given["output"], chosen)
+    with prepare_merges([replace(source, name="rebasin")], [given["output"]], options) as prepared:
+        for warning in (one for group in prepared.groups for one in group.plan.warnings):
+            if not given["as_json"]:
+                click.echo(f"warning: {warning}", err=True)
+        saves = {one: place_of(number, one.pair.labels[1]) for number, one in enumerate(alignments_of(prepared))}
+        for save in saves.values():
+            refuse_existing(save, overwrite=given["overwrite"])
+        with matching(quiet=quiet) as watch:
+            kept = {"progress": watch, "margins": given["margins"], "overwrite": given["overwrite"]}
+            found = [find(one, save=save, **kept) for one, save in saves.items()]
+        with progress(quiet=quiet) as bytes_watch:
+            path = drain(prepared, options, bytes_watch).paths[0]
+    _tell(found, given, {"output": str(path)})
+
+
+def _tell(found: Sequence[Aligned], given: dict[str, Any], more: dict[str, Any]) -> None:
+    if given["as_json"]:
+        echo_json({**more, "alignments": [record(one) for one in found]})
+        return
+    if given["quiet"]:
+        return
+    for line in (line for one in found for line in told(one)):
+        click.echo(line)
+    if more:
+        click.echo(f"wrote {more['output']}")
