@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from remelt.archs.axes.find import axis_groups
 from remelt.rebasin.instances import INSTANCES
-
 from remelt.rebasin.matching import match
 from remelt.rebasin.permutation import permuted, random_permutation
 from remelt.rebasin.weights import TensorWeights
