@@ -151,6 +151,12 @@ def test_answers_come_to_lie_between_those_of_both_models() -> None:
     assert all(one.equal(last[key]) for key, one in middle[4].state_dict().items())
 
 
+def test_the_last_layer_is_left_whether_it_has_a_bias_or_not() -> None:
+    torch.manual_seed(0)
+    ends = [nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3, bias=False)).eval() for _ in range(2)]
+    assert repair(merged(*ends), [torch.randn(20, 4)], endpoints=(ends[0], ends[1])) == ("0",)
+
+
 def test_layers_may_be_named_and_convolutions_are_set_too() -> None:
     torch.manual_seed(0)
     ends = [nn.Sequential(nn.Conv2d(1, 3, 2), nn.ConvTranspose2d(3, 4, 2), nn.Flatten()).eval() for _ in range(2)]

@@ -1,5 +1,6 @@
 """Alignment of models by permutations that leave their function as it is (git re-basin).
 
 `permutation` is what is found and applied; `assignment` finds the best permutation of one group from inner products,
-`matching` goes through the groups until none can be bettered.
+`matching` goes through the groups until none can be bettered. `many` aligns several models; `activations` matches by
+what modules answer; `rotations` turns attention heads afterwards; `repair` sets the statistics of what was merged.
 """

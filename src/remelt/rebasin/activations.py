@@ -21,6 +21,8 @@ from remelt.rebasin.permutation import Permutation, Permutations
 from remelt.rebasin.products import elements_of, free_levels
 from remelt.rebasin.running import call, channels_of, evaluated, rows, watched
 
+_CHUNK = 2**22
+"""Numbers that are looked at together."""
 _DEAD = 1e-10
 """Of a channel's square: a variance below that is what rounding makes of a constant."""
 
@@ -49,7 +51,7 @@ def match_activations(
     The groups' keys are the names of the modules' parameters. Both modules are run once on each of ``batches``:
     tensors, tuples of positional arguments, or mappings of keyword arguments; in evaluation mode, without gradients.
     Meanwhile a matrix of float32 is kept for each linear map, convolution and normalisation of a group, as large as the
-    square of its width, and what the reference answers to one batch; give some of the groups at a time where that is
+    square of its width, and what both answer to one batch; give some of the groups at a time where that is
     too much. ``progress`` hears how many batches are done.
 
     Channels that never change say nothing and are put where the others leave room. Weight matching can go on from what
@@ -143,9 +145,15 @@ class _Sums:
 
     def add(self, ours: torch.Tensor, theirs: torch.Tensor) -> None:
         """Add what both answer to one call."""
+        sides = [rows(answer, self.dimension) for answer in (ours, theirs)]
+        step = max(_CHUNK // max(self.index.numel(), 1), 1)
+        for both in zip(*(torch.split(side, step) for side in sides), strict=True):
+            self._add([one.float().cpu() for one in both])
+
+    def _add(self, both: Sequence[torch.Tensor]) -> None:
+        """Add some rows of both."""
         found = []
-        for place, answer in enumerate((ours, theirs)):
-            numbers = rows(answer, self.dimension).float().cpu()
+        for place, numbers in enumerate(both):
             if not self.count:
                 self.middles.append(numbers.mean(dim=0))
             centred = (numbers - self.middles[place])[:, self.index]  # [rows, fixed, free]
@@ -153,7 +161,7 @@ class _Sums:
             self.sums[2 + place] += centred.square().sum(dim=0, dtype=torch.float64)
             found.append(centred.movedim(0, 1))
         self.products.baddbmm_(found[0].transpose(1, 2), found[1])
-        self.count += found[0].shape[1]
+        self.count += len(both[0])
 
     def correlations(self) -> torch.Tensor:
         """The correlations of the reference's channels with the model's, summed over fixed indices; float32."""

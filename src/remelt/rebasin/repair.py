@@ -128,7 +128,8 @@ def _rescaled(
     layers: Sequence[str] | None,
 ) -> tuple[str, ...]:
     parts = dict(module.named_modules())
-    settable = [name for name, part in parts.items() if _is_settable(part)]
+    linear = [name for name, part in parts.items() if _is_linear(part)]
+    settable = [name for name in linear if parts[name].bias is not None]
     strange = [name for name in layers or () if name not in settable]
     if strange:
         raise OptionError(
@@ -136,9 +137,9 @@ def _rescaled(
             hint=f"one of {', '.join(settable)}" if settable else None,
         )
     with evaluated(module, *endpoints):
-        ends = [_statistics(one, settable if layers is None else layers, batches) for one in endpoints]
+        ends = [_statistics(one, linear if layers is None else layers, batches) for one in endpoints]
         order = list(ends[0])
-        chosen = order[:-1] if layers is None else order
+        chosen = [name for name in order[:-1] if name in settable] if layers is None else order
         if not chosen:
             raise RefusedError("REPAIR sets linear maps and convolutions that have a bias, but none of them is run")
         for name in chosen:
@@ -147,10 +148,8 @@ def _rescaled(
     return tuple(chosen)
 
 
-def _is_settable(part: nn.Module) -> bool:
-    found = channels_of(part)
-    linear = isinstance(part, nn.Linear) or "Conv" in type(part).__name__
-    return found is not None and linear and part.bias is not None
+def _is_linear(part: nn.Module) -> bool:
+    return channels_of(part) is not None and (isinstance(part, nn.Linear) or "Conv" in type(part).__name__)
 
 
 def _statistics(module: nn.Module, names: Sequence[str], batches: Iterable[Any]) -> dict[str, Statistics]:

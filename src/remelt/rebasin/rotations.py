@@ -43,7 +43,8 @@ def rotatable(group: AxisGroup, shapes: Shapes) -> tuple[str, ...]:
     """The levels of a group that may be rotated: values, queries and keys of heads that nothing else looks at.
 
     Levels that are fixed (rotary embeddings) or shared by heads are not, nor those on which numbers of a normalisation
-    lie.
+    lie. A group does not tell what is done to each number apart between two linear maps: where an attention takes, say,
+    the exponential of its queries, they may be permuted, but must not be rotated.
     """
     return tuple(
         level.name for level in group.levels if _stands_below_heads(group, level) and _is_linear(level, group, shapes)
