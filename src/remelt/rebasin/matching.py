@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from remelt.archs.axis_groups import AxisGroup, keys_of
 from remelt.errors import OptionError
@@ -118,16 +119,16 @@ def visits(
         raise OptionError(f"a start is {', '.join(STARTS)}, but got {start!r}")
     free = [group for group in groups if not group.is_fixed and (crossing or not group.crosses)]
     refuse_unfit(reference, model, free)
-    work = _Work(reference, model, free)
+    work = Work(reference, model, free)
     proven = certified(margins, reference, model, free) if margins is not None and not given else ()
-    first = _Descent(work, IDENTITY, dict(given or {}))
+    first = Descent(work, IDENTITY, dict(given or {}))
     first.leave(proven)
     if start != SIGNATURE:
         yield from first.run()
     chosen, every = first, list(first.visits)
     if start == SIGNATURE or (start == BOTH and first.moved and not given):
         begin = signature_start(free, reference, model, work.lying, Solver())
-        second = _Descent(work, SIGNATURE, begin)
+        second = Descent(work, SIGNATURE, begin)
         yield from second.run()
         every += second.visits
         if start == SIGNATURE or second.agreement > first.agreement:
@@ -144,7 +145,7 @@ def visits(
     )
 
 
-class _Work:
+class Work:
     """What all descents share: both models, the groups from fixed interfaces outward, and who lies beside whom."""
 
     def __init__(self, reference: Weights, model: Weights, groups: Sequence[AxisGroup]) -> None:
@@ -164,23 +165,41 @@ class _Work:
             for name, found in axes.items():
                 if len(found) > 1 and len({axis for axis, _ in found}) > 1:
                     self.tied.setdefault(name, []).append(key)
-        own, their, self.before = squared_norms(reference, model, self.keys)
-        self.squared_norms = own, their
+
+    @cached_property
+    def _sums(self) -> tuple[float, float, float]:
+        return squared_norms(self.reference, self.model, self.keys)
+
+    @property
+    def squared_norms(self) -> tuple[float, float]:
+        """The sums of the squares of the reference's and of the model's weights."""
+        return self._sums[:2]
+
+    @property
+    def before(self) -> float:
+        """The sum of the inner products of both models' weights, nothing permuted."""
+        return self._sums[2]
 
 
-class _Descent:
-    """One descent: the permutations so far, and at which state of the groups beside it each was last visited."""
+class Descent:
+    """One descent: the permutations so far, and at which state of the groups beside it each was last visited.
 
-    def __init__(self, work: _Work, start: str, permutations: dict[str, Permutation]) -> None:
+    ``known`` is the sum of the inner products where it begins; it is added up where nobody knows it.
+    """
+
+    def __init__(
+        self, work: Work, start: str, permutations: Mapping[str, Permutation], known: float | None = None
+    ) -> None:
         self.work, self.start = work, start
         self.permutations = {name: one for name, one in permutations.items() if not one.is_identity}
         self.versions = dict.fromkeys((group.name for group in work.groups), 0)
         self.visited: dict[str, tuple[int, ...]] = {}
         self.visits: list[Visit] = []
         self.sweeps = 0
-        self.agreement = work.before
-        if self.permutations:
-            self.agreement = self._agreement(work.keys)
+        if known is not None:
+            self.agreement = known
+        else:
+            self.agreement = self._agreement(work.keys) if self.permutations else work.before
 
     @property
     def moved(self) -> bool:

@@ -11,28 +11,31 @@ from remelt.rebasin.weights import Weights, windows_by_key
 _SHOWN = 12
 
 
-def refuse_unfit(reference: Weights, model: Weights, groups: Sequence[AxisGroup]) -> None:
-    """Refuse models that lack tensors of the groups, differ in shapes there, or do not hold floating-point numbers."""
-    problems = list(_problems(reference, model, groups))
+def refuse_unfit(reference: Weights, model: Weights, groups: Sequence[AxisGroup], name: str = "model") -> None:
+    """Refuse models that lack tensors of the groups, differ in shapes there, or do not hold floating-point numbers.
+
+    ``name`` is what the model is called among several.
+    """
+    problems = list(_problems(reference, model, groups, name))
     if problems:
         more = len(problems) - _SHOWN
         shown = problems[:_SHOWN] + ([Problem("", f"and {more} more")] if more > 0 else [])
         raise CheckError(shown, inputs=2)
 
 
-def _problems(reference: Weights, model: Weights, groups: Sequence[AxisGroup]) -> Iterator[Problem]:
+def _problems(reference: Weights, model: Weights, groups: Sequence[AxisGroup], called: str) -> Iterator[Problem]:
     for key, windows in windows_by_key(groups).items():
         name = windows[0][0].name
-        lacking = [label for label, one in (("reference", reference), ("model", model)) if key not in one.shapes]
+        lacking = [label for label, one in (("reference", reference), (called, model)) if key not in one.shapes]
         if lacking:
             yield Problem(f"the {' and the '.join(lacking)}", f"lacks {key}, which is permuted with the group {name}")
             continue
         ours, theirs = tuple(reference.shapes[key]), tuple(model.shapes[key])
         if ours != theirs:
-            message = f"is {list(ours)} in the reference and {list(theirs)} in the model"
+            message = f"is {list(ours)} in the reference and {list(theirs)} in the {called}"
             yield Problem(key, f"{message}: only models of one shape are aligned")
             continue
-        for label, one in (("reference", reference), ("model", model)):
+        for label, one in (("reference", reference), (called, model)):
             if not one.is_float(key):
                 yield Problem(
                     key,
