@@ -374,9 +374,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for name in given.only or KINDS:
         for row in rows_of(KINDS[name], data, given.pairs, Training(given.epochs, given.one_cycle)):
             print(row, flush=True)
-    print(
-        f"\nAdamW, rate {RATE}, weight decay {DECAY}, batches of {BATCH}, {given.epochs} epochs of {TRAINING} images;"
-    )
+    rate = f"rate up to {RATE} in one cycle" if given.one_cycle else f"rate {RATE}"
+    print(f"\nAdamW, {rate}, weight decay {DECAY}, batches of {BATCH}, {given.epochs} epochs of {TRAINING} images;")
     print(f"pairs trained: {given.pairs}.")
 
 
