@@ -3,6 +3,7 @@
     python benchmarks/barriers.py                      all networks, the table of the documentation; some minutes
     python benchmarks/barriers.py --only perceptron    one of them
     python benchmarks/barriers.py --pairs 1 --epochs 8
+    python benchmarks/barriers.py --one-cycle          a learning rate that falls to zero
 
 The barrier is the loss halfway between two models less the mean loss of both, for pairs that differ in nothing but the
 seed of their weights and of the order of images. Everything is seeded and runs on one thread. Needs ``remelt[demo]``
@@ -222,16 +223,27 @@ KINDS = {
 }
 
 
-def trained(kind: Kind, seed: int, data: Images, epochs: int) -> nn.Module:
+class Training(NamedTuple):
+    """How long networks are trained, and whether the rate rises and falls on the way."""
+
+    epochs: int
+    one_cycle: bool
+
+
+def trained(kind: Kind, seed: int, data: Images, training: Training) -> nn.Module:
     """A network trained from a seed."""
     torch.manual_seed(seed)
     net = kind.make()
     optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
-    for _ in range(epochs):
+    steps = training.epochs * -(-len(data.labels) // BATCH)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps) if training.one_cycle else None
+    for _ in range(training.epochs):
         for chosen in torch.randperm(len(data.labels)).split(BATCH):
             optimiser.zero_grad()
             cross_entropy(net(data.images[chosen]), data.labels[chosen]).backward()
             optimiser.step()
+            if cycle is not None:
+                cycle.step()
     return net.eval()
 
 
@@ -317,10 +329,10 @@ def merges_of_many(kind: Kind, nets: Sequence[nn.Module], data: tuple[Images, Im
         yield Result(way, score(nets[0], mean(moved), data), end)
 
 
-def rows_of(kind: Kind, data: tuple[Images, Images], pairs: int, epochs: int) -> Iterator[str]:
+def rows_of(kind: Kind, data: tuple[Images, Images], pairs: int, training: Training) -> Iterator[str]:
     """The lines of the table for one kind of network: means over the pairs."""
     begun = time.monotonic()
-    nets = [trained(kind, seed, data[0], epochs) for seed in range(kind.many or 2 * pairs)]
+    nets = [trained(kind, seed, data[0], training) for seed in range(kind.many or 2 * pairs)]
     shapes = {key: tuple(one.shape) for key, one in tensors_of(nets[0]).items()}
     assert not list(faults(kind.groups(shapes), shapes))
     print(f"{kind.title}: {len(nets)} networks trained, {time.monotonic() - begun:.0f} s", file=sys.stderr)
@@ -352,6 +364,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=KINDS, action="append", help="kinds of networks; all by default")
     parser.add_argument("--pairs", type=int, default=2, help="pairs that each number is a mean of (2)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"epochs of training ({EPOCHS})")
+    parser.add_argument("--one-cycle", action="store_true", help="let the rate rise to its value and fall to zero")
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -359,11 +372,10 @@ def main(words: Sequence[str] | None = None) -> None:
     print("| networks | merged | barrier, training | barrier, test | accuracy of the merge | of its parts |")
     print("|---|---|---|---|---|---|")
     for name in given.only or KINDS:
-        for row in rows_of(KINDS[name], data, given.pairs, given.epochs):
+        for row in rows_of(KINDS[name], data, given.pairs, Training(given.epochs, given.one_cycle)):
             print(row, flush=True)
-    print(
-        f"\nAdamW, rate {RATE}, weight decay {DECAY}, batches of {BATCH}, {given.epochs} epochs of {TRAINING} images;"
-    )
+    rate = f"rate up to {RATE} in one cycle" if given.one_cycle else f"rate {RATE}"
+    print(f"\nAdamW, {rate}, weight decay {DECAY}, batches of {BATCH}, {given.epochs} epochs of {TRAINING} images;")
     print(f"pairs trained: {given.pairs}.")
 
 
