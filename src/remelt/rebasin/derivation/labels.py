@@ -93,6 +93,8 @@ class Label:
     size: int
     scopes: list[Scope] = field(default_factory=list)
     """Sets of labels on which its permutation may depend, all at once; none at all: on any."""
+    apart: Scope = frozenset()
+    """Sums of which it is what belongs to one part: it depends on these no more."""
     fixed: bool = False
     touched: bool = False
     """Whether something was computed with it; parts that are sliced away are not."""
@@ -118,7 +120,7 @@ class Label:
     def child(self, size: int, *also: Label) -> Label:
         """A part of it, with what is known of the whole, that may depend on some labels besides."""
         scopes = [scope.union(also) for scope in self.scopes]
-        return Label(size, scopes, self.fixed, self.touched, self.role)
+        return Label(size, scopes, self.apart, self.fixed, self.touched, self.role)
 
 
 Expression: TypeAlias = Pinned | Uniform | Pick | Sum | Product | Label
@@ -213,7 +215,8 @@ def scope_of(label: Label) -> Scope | None:
     root = label.root
     if not root.scopes:
         return None
-    return frozenset.intersection(*(frozenset(_spread(scope)) for scope in root.scopes))
+    found = frozenset.intersection(*(frozenset(_spread(scope)) for scope in root.scopes))
+    return found.difference(label.root for label in root.apart)
 
 
 def may_depend(label: Label, other: Label) -> bool:
@@ -223,11 +226,14 @@ def may_depend(label: Label, other: Label) -> bool:
 
 
 def _spread(scope: Scope) -> Iterator[Label]:
-    """The labels of a scope now, with the factors of those that became products."""
+    """The labels of a scope now, with what became of them; of cases that of each, one of which any tensor has."""
     for label in scope:
         root = label.root
         yield root
-        if root.split is not None and not isinstance(root.split, Cases):
+        if isinstance(root.split, Cases):
+            for part in root.split.parts:
+                yield from present(part)
+        elif root.split is not None:
             yield from present(root.split)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from remelt.rebasin.derivation.labels import (
     UNIT,
@@ -25,7 +26,6 @@ from remelt.rebasin.derivation.labels import (
     multiplied,
     opened,
     pin,
-    scope_of,
 )
 
 Ranges = dict[Label, tuple[int, int, Expression]]
@@ -96,15 +96,16 @@ def _sliced_product(whole: Product, start: int, stop: int, ranges: Ranges) -> Ex
         return sliced(specialised(inner, mine), start - index * size, stop - index * size, ranges)
     low, high = -(-start // size) * size, stop // size * size
     cuts = [one for one in (start, low, high, stop) if start <= one <= stop]
-    pairs = zip(cuts, cuts[1:], strict=False)  # several stretches: what stands beside them is not told apart
-    return added([sliced(whole, begin, end) for begin, end in pairs if begin < end])
+    # several stretches: what stands beside them is not told apart
+    return added([sliced(whole, begin, end) for begin, end in pairwise(cuts) if begin < end])
 
 
 def divide(root: Label, cuts: Sequence[int]) -> None:
     """Make an undivided label a sum, with parts between all cuts, 0 and the size among them."""
-    pairs = list(zip(cuts, cuts[1:], strict=False))
+    if len(cuts) < 3:
+        return
     parts = []
-    for start, stop in pairs:
+    for start, stop in pairwise(cuts):
         part = root.child(stop - start)
         part.touched = False  # until something is computed with this part
         part.partitions = {(width, (before + start) % width) for width, before in root.partitions}
@@ -131,14 +132,15 @@ def specialised(expression: Expression, ranges: Ranges) -> Expression:
 
 
 def _specialised_label(root: Label, ranges: Ranges) -> Expression:
-    if root.split is None:
+    if root.split is None and root.size > 1:
         over = next((one for one in sorted(ranges, key=_number) if may_depend(root, one)), None)
         if over is None:
             return root
         for part in become_family(root, over):
             part.touched = False  # as in `divide`
+    if root.split is None:
+        return root
     if not isinstance(root.split, Cases):
-        assert root.split is not None
         new = specialised(root.split, ranges)
         return root if new is root.split else new
     cases, over = root.split, root.split.over.root
@@ -164,7 +166,7 @@ def _number(label: Label) -> int:
 
 
 def _spans(ends: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip((0, *ends), ends, strict=False))
+    return list(pairwise((0, *ends)))
 
 
 def become_family(root: Label, over: Label) -> list[Label]:
@@ -172,10 +174,8 @@ def become_family(root: Label, over: Label) -> list[Label]:
     assert isinstance(over.split, Sum)
     parts = []
     for part in over.split.parts:
-        one = root.child(root.size)
-        scope = scope_of(root)
-        if scope is not None:
-            one.scopes = [(scope - {over.root}).union([part] if isinstance(part, Label) else [])]
+        one = root.child(root.size, *([part] if isinstance(part, Label) else []))
+        one.apart |= {over.root}
         one.partitions = set(root.partitions)
         parts.append(one)
     root.split = Cases(over, over.split.ends, tuple(parts))

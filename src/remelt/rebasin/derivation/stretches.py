@@ -127,7 +127,7 @@ def _amended(term: _Term) -> bool:
         if isinstance(one.split, Cases):
             collapsed(one)
             return True
-        if one.split is None and not one.fixed:
+        if one.split is None and not one.fixed and one.size > 1:
             over = next((label for label in term.chosen if may_depend(one, label)), None)
             if over is not None and over is not one:
                 become_family(one, over)

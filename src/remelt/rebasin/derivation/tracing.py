@@ -155,7 +155,8 @@ class _Follower:
             for tensor in call.tensors:
                 touch(tensor.dimensions)
         rule = RULES.get(call.name, pointwise.by_place if is_pointwise else None)
-        if rule is None or any(0 in shape for shape in call.shapes):
+        empty = any(0 in tensor.shape for tensor in call.tensors) and call.name != "aten::cat"
+        if rule is None or empty or not call.shapes or 0 in call.shapes[0]:
             return self._unknown(call.shapes, call.tensors)
         found = rule(call)
         outputs = found if isinstance(found, tuple) else (found,)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from remelt.rebasin.derivation.labels import (
     Cases,
@@ -113,6 +114,8 @@ def _united(first: Label, second: Label) -> Expression:
         return first
     one, other = sorted((first, second), key=lambda label: label.number)
     for family, plain in ((one, other), (other, one)):
+        if isinstance(family.split, Cases) and plain in mentioned(family):
+            return joined(collapsed(family), plain)
         if isinstance(family.split, Cases) and plain.split is None:
             if not may_depend(plain, family.split.over.root):
                 return joined(collapsed(family), plain)
@@ -123,8 +126,11 @@ def _united(first: Label, second: Label) -> Expression:
             return joined(collapsed(one), collapsed(other))
         for part, counterpart in zip(mine.parts, theirs.parts, strict=True):
             joined(part, counterpart)
+        if one.root is not one or other.root is not other or other in mentioned(one) or one in mentioned(other):
+            return joined(one, other) if not isinstance(one.split, Cases) else joined(collapsed(one), other)
     other.parent = one
     one.scopes = [*one.scopes, *other.scopes]
+    one.apart |= other.apart
     one.fixed |= other.fixed
     one.touched |= other.touched
     one.role = one.role or other.role
@@ -150,8 +156,7 @@ def _joined_divided(first: Expression, second: Expression) -> Expression:
     for whole in (first, second):
         if isinstance(whole, Sum):
             ends.update(whole.ends)
-    cuts = [0, *sorted(ends)]
-    pairs = zip(cuts, cuts[1:], strict=False)
+    pairs = pairwise([0, *sorted(ends)])
     return added([joined(sliced(first, begin, end), sliced(second, begin, end)) for begin, end in pairs])
 
 
@@ -165,8 +170,16 @@ def _joined_products(first: Product, second: Product) -> Expression:
         return Pinned(first.size)
     rest, inner = peeled(first, size)
     other_rest, other_inner = peeled(second, size)
+    if any(_differs(expression) for expression in (rest, other_rest)):  # what it differs over comes first
+        tied = joined(inner, other_inner)
+        return multiplied([joined(rest, other_rest), tied])
     outer = joined(rest, other_rest)
     return multiplied([outer, joined(inner, other_inner)])
+
+
+def _differs(expression: Expression) -> bool:
+    whole = opened(expression)
+    return isinstance(whole, Label) and isinstance(whole.split, Cases)
 
 
 def settle(dimensions: Sequence[Expression]) -> None:
@@ -200,11 +213,21 @@ def _walk_label(root: Label, allowed: set[Label]) -> None:
             _walk(collapsed(root), allowed)
             return
         assert isinstance(over.split, Sum)
-        for place, part in zip(over.split.parts, split.parts, strict=True):
-            _walk(part, allowed | present(place))
+        for number, (place, part) in enumerate(zip(over.split.parts, split.parts, strict=True)):
+            _walk(part, allowed | present(place) | _in_case(allowed, over, number))
     elif split is not None:
         _walk(split, allowed)
     cut(root, allowed)
+
+
+def _in_case(labels: Iterable[Label], over: Label, number: int) -> set[Label]:
+    """What labels that differ over a sum are in one part of it."""
+    found = set[Label]()
+    for label in labels:
+        split = label.root.split
+        if isinstance(split, Cases) and split.over.root is over:
+            found |= present(split.parts[number])
+    return found
 
 
 def cut(label: Label, allowed: Iterable[Label]) -> None:
