@@ -27,15 +27,15 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy, gelu, relu, scaled_dot_product_attention
 
+from remelt.alignment.activations import match_activations
+from remelt.alignment.many import match_many
+from remelt.alignment.matching import match
+from remelt.alignment.permutation import permuted
+from remelt.alignment.repair import repair
+from remelt.alignment.rotations import find_rotations, rotated
+from remelt.alignment.weights import TensorWeights
 from remelt.archs.axes.draft import Drafts
 from remelt.archs.axis_groups import AxisGroup, Shapes, faults
-from remelt.rebasin.activations import match_activations
-from remelt.rebasin.many import match_many
-from remelt.rebasin.matching import match
-from remelt.rebasin.permutation import permuted
-from remelt.rebasin.repair import repair
-from remelt.rebasin.rotations import find_rotations, rotated
-from remelt.rebasin.weights import TensorWeights
 
 Tensors = dict[str, torch.Tensor]
 Groups = tuple[AxisGroup, ...]

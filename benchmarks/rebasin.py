@@ -24,18 +24,18 @@ from time import perf_counter, sleep
 from typing import Any
 
 import torch
-from remelt.api.alignment import CheckpointWeights
 from safetensors.torch import load_file, save_file
 from usual_matching import match_as_usual
 
+from remelt.alignment.margins import find_margins
+from remelt.alignment.matching import match, visits
+from remelt.alignment.products import free_levels, width_of_row
+from remelt.alignment.weights import Weights
+from remelt.api.alignment import CheckpointWeights
 from remelt.archs.axes.find import axis_groups
 from remelt.archs.axis_groups import AxisGroup
 from remelt.archs.shapes import sdxl_shapes
 from remelt.formats.checkpoint import open_checkpoint
-from remelt.rebasin.margins import find_margins
-from remelt.rebasin.matching import match, visits
-from remelt.rebasin.products import free_levels, width_of_row
-from remelt.rebasin.weights import Weights
 
 MIB = 2**20
 NOISE = 0.05

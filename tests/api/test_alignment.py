@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from small_models import Tensors, clip_l, groups_of, sd1, shuffled, whole, write
 
 import remelt as rm
+from remelt.alignment.files import load_permutations
 from remelt.api import alignment
 from remelt.api.alignment import CheckpointWeights, format_work, heads_of
 from remelt.archs.detect import Detection
@@ -21,7 +22,6 @@ from remelt.core.tensor_info import TensorInfo
 from remelt.errors import CheckError, FormatError, OutputError, RecipeError
 from remelt.formats.checkpoint import open_checkpoint
 from remelt.formats.memory import MemoryCheckpoint
-from remelt.rebasin.files import load_permutations
 from remelt.recipe.node import model
 
 
@@ -88,7 +88,7 @@ def test_one_alignment_is_found_once_however_often_a_recipe_names_it(monkeypatch
 
 
 def _still(pair: alignment.Pair) -> object:
-    from remelt.rebasin.matching import Match
+    from remelt.alignment.matching import Match
 
     return Match({}, 0.0, 0.0, (0.0, 0.0), "identity", 1)
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from small_models import Tensors, sd1, shuffled, whole, write, write_permutations
 
 import remelt as rm
+from remelt.alignment.files import SavedPermutations, load_permutations
+from remelt.alignment.permutation import random_permutation
 from remelt.api.permuted_adapters import permute_adapter
 from remelt.archs.axis_groups import AxisGroup, Level, Window
 from remelt.errors import AdapterError, CheckError, FormatError, RecipeError
-from remelt.rebasin.files import SavedPermutations, load_permutations
-from remelt.rebasin.permutation import random_permutation
 
 UNET = "model.diffusion_model."
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_"

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import clip_l, shuffled, whole, write
 
+from remelt.alignment.files import save_permutations
 from remelt.cli.main import run
-from remelt.rebasin.files import save_permutations
 
 Remelt = Callable[..., tuple[int, str]]
 STILL = ("--start", "identity")

@@ -79,7 +79,7 @@ def uses_of(recipe: Node) -> Model:
 
 
 def test_the_package_of_that_name_can_be_called_as_the_word() -> None:
-    import remelt.rebasin.files  # noqa: F401  (which makes remelt.rebasin the package)
+    import remelt.alignment.files  # noqa: F401  (which makes remelt.alignment the package)
 
     assert uses(rm.rebasin("b", to="a")) == uses(rebasin("b", to="a"))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from remelt.alignment.files import SavedPermutations, specification_faults, windowed_keys
 from remelt.api.configurations import CONFIG, read_json
 from remelt.api.dialect_views import from_in_original, in_original
 from remelt.archs.axes.find import axis_groups
@@ -18,14 +19,13 @@ from remelt.check.inputs import Input
 from remelt.check.report import fold_keys
 from remelt.errors import CheckError, Problem
 from remelt.formats.checkpoint import Checkpoint
-from remelt.rebasin.files import SavedPermutations, specification_faults, windowed_keys
 from remelt.recipe.permuting import BOTH
 
 if TYPE_CHECKING:
     import torch
 
-    from remelt.rebasin.margins import Margins
-    from remelt.rebasin.matching import Match, Visit
+    from remelt.alignment.margins import Margins
+    from remelt.alignment.matching import Match, Visit
 
 _SHOWN = 12
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
@@ -191,7 +191,7 @@ def align(
     progress: Callable[[Visit], None] | None = None,
 ) -> Match:
     """The permutations of a pair's groups under which the model lies nearest to the reference."""
-    from remelt.rebasin.matching import match
+    from remelt.alignment.matching import match
 
     reference, model = CheckpointWeights(pair.reference), CheckpointWeights(pair.model)
     return match(reference, model, pair.matched, start=start, margins=margins, progress=progress)

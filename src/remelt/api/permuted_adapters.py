@@ -12,6 +12,7 @@ from remelt.adapters.pairing import Layouts
 from remelt.adapters.permuted import permuted_adapter
 from remelt.adapters.settings import CONFIG
 from remelt.adapters.written import Written
+from remelt.alignment.files import SavedPermutations, load_permutations
 from remelt.api.adapted import Adapted
 from remelt.api.embedding import portable_text
 from remelt.api.merging import Watch, asked, drain
@@ -32,7 +33,6 @@ from remelt.formats.locate import locate_model, models_folders
 from remelt.formats.permuted import Gather
 from remelt.methods import METHODS
 from remelt.planning.plan import PlannedOutput
-from remelt.rebasin.files import SavedPermutations, load_permutations
 from remelt.recipe.node import Model, as_node
 from remelt.recipe.permuting import permute
 

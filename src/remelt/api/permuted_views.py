@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from remelt.alignment.files import SavedPermutations, windowed_keys
+from remelt.alignment.permutation import Permutations, TensorPlan
 from remelt.api.alignment import Alignment, pair_of, shortened, unmovable
 from remelt.api.dialect_views import from_in_original, in_original
 from remelt.archs.axis_groups import AxisGroup, Window, keys_of
@@ -18,8 +20,6 @@ from remelt.errors import CheckError, Problem
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.overlaid import OverlaidCheckpoint
 from remelt.formats.permuted import Gather, PermutedCheckpoint, Positions
-from remelt.rebasin.files import SavedPermutations, windowed_keys
-from remelt.rebasin.permutation import Permutations, TensorPlan
 from remelt.recipe.node import AlignedTo
 
 Lying = Mapping[str, Sequence[tuple[AxisGroup, Window]]]

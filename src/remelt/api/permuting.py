@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from remelt.alignment.files import load_permutations
 from remelt.api.alignment import Alignment
 from remelt.api.permuted_views import Saved, aligned_model, permuted_model
 from remelt.check.inputs import Input
 from remelt.errors import RecipeError
-from remelt.rebasin.files import load_permutations
 from remelt.recipe.node import AlignedTo, Model, PermutedBy
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remelt.alignment.checking import CheckReport, check_numerically, check_statically
+from remelt.alignment.files import windowed_keys
+from remelt.alignment.instances import INSTANCES
 from remelt.api.alignment import heads_of
 from remelt.api.dialect_views import in_original
 from remelt.archs.axes.find import axis_groups
@@ -14,9 +17,6 @@ from remelt.check.inputs import Input
 from remelt.core.nearest import nearest_hint
 from remelt.errors import OptionError, RefusedError
 from remelt.formats.checkpoint import open_checkpoint
-from remelt.rebasin.checking import CheckReport, check_numerically, check_statically
-from remelt.rebasin.files import windowed_keys
-from remelt.rebasin.instances import INSTANCES
 from remelt.recipe.node import Model
 
 

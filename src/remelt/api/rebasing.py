@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remelt.alignment.files import SavedPermutations, save_permutations
+from remelt.alignment.margin_files import load_margins, save_margins
+from remelt.alignment.margins import Margins, find_margins
 from remelt.api.alignment import Alignment, CheckpointWeights, saved
 from remelt.api.group import refuse
 from remelt.api.hashing import content_hash
@@ -18,14 +21,11 @@ from remelt.errors import OutputError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.locate import models_folders
 from remelt.methods import METHODS
-from remelt.rebasin.files import SavedPermutations, save_permutations
-from remelt.rebasin.margin_files import load_margins, save_margins
-from remelt.rebasin.margins import Margins, find_margins
 from remelt.recipe.node import Operand
 from remelt.recipe.permuting import BOTH, expand_permutations, rebasin
 
 if TYPE_CHECKING:
-    from remelt.rebasin.matching import Match, Visit
+    from remelt.alignment.matching import Match, Visit
 
 Progress = Callable[["Visit"], None]
 

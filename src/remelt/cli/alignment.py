@@ -13,9 +13,9 @@ import click
 from remelt.core.units import format_seconds
 
 if TYPE_CHECKING:
+    from remelt.alignment.matching import Visit
     from remelt.api.prepare import Prepared
     from remelt.api.rebasing import Aligned
-    from remelt.rebasin.matching import Visit
 
 _QUIET = 5.0
 """Seconds between two lines of progress in a log."""

@@ -1,0 +1,242 @@
+"""Permutations in files: one small safetensors file that tells where they belong, how they were found, and what for.
+
+A level that moves is a tensor ``GROUP/LEVEL`` of int32; the metadata has the groups with their windows, so that a file
+is applied without knowing the arch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from remelt.alignment.permutation import Permutation, Permutations, identity
+from remelt.archs.axis_groups import AxisGroup, Level, Shapes, Window, faults, keys_of
+from remelt.core.dtype import DType
+from remelt.errors import FormatError, OutputError
+from remelt.formats.checkpoint import open_checkpoint
+
+FORMAT_KEY, GROUPS_KEY, SHAPES_KEY, FACTS_KEY = (
+    f"remelt_{name}" for name in ("permutations", "groups", "shapes", "match")
+)
+FORMAT = "1"
+ORIGINAL = "original"
+_OTHER = "remelt rebasin --model-a A --model-b B --save-permutations FILE writes one"
+_BROKEN = "take it again from where it came from, or align the models anew"
+_SHOWN = 3
+_MOST = 2**28
+"""Indices of a group, of which no model has as many."""
+_NUMBERS = ("before", "after", "certified")
+Part = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class SavedPermutations:
+    """Permutations of a model's axis groups, and what is known of them.
+
+    ``groups`` are all groups of the model, fixed ones included, and ``shapes`` those of its tensors, by their keys in
+    ``dialect``. ``reference`` and ``model`` are SHA-256 hashes of the contents of what was aligned; ``before`` and
+    ``after`` the objective, ``certified`` the share of the groups that were certified to be best without a solver;
+    ``reports`` what is told of each group, by its name.
+    """
+
+    permutations: Permutations
+    groups: tuple[AxisGroup, ...]
+    shapes: Shapes
+    arch: str | None = None
+    dialect: str = ORIGINAL
+    reference: str = ""
+    model: str = ""
+    before: float | None = None
+    after: float | None = None
+    certified: float | None = None
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def inverse(self) -> SavedPermutations:
+        """What undoes them: the same file, read the other way."""
+        undone = {name: one.inverse() for name, one in self.permutations.items()}
+        return replace(self, permutations=undone, reference=self.model, model=self.reference)
+
+    @property
+    def moving(self) -> dict[str, Permutation]:
+        """Those that move anything."""
+        return {name: one for name, one in self.permutations.items() if not one.is_identity}
+
+
+def save_permutations(saved: SavedPermutations, path: Path, *, overwrite: bool = False) -> Path:
+    """Write permutations to a safetensors file, which is there once it is whole.
+
+    Raises `OutputError` where there is one already, or where it cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists", hint="--overwrite replaces it")
+    tensors = {
+        f"{name}/{level}": np.ascontiguousarray(part, np.int32)
+        for name, one in saved.moving.items()
+        for level, part in one.parts.items()
+        if not np.array_equal(part, identity(one.group.by_name[level], one.group))
+    }
+    facts = {name: getattr(saved, name) for name in ("arch", "dialect", "reference", "model", *_NUMBERS)}
+    metadata = {
+        FORMAT_KEY: FORMAT,
+        GROUPS_KEY: _compact([_told(group) for group in saved.groups]),
+        SHAPES_KEY: _compact({key: list(shape) for key, shape in saved.shapes.items()}),
+        FACTS_KEY: _compact({**facts, "reports": {name: dict(one) for name, one in saved.reports.items()}}),
+    }
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(safetensors.numpy.save(tensors, metadata))
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def load_permutations(path: Path) -> SavedPermutations:
+    """The permutations of a file. Raises `FormatError` for a file of anything else, and for one that is damaged."""
+    with open_checkpoint(path) as checkpoint:
+        told, name = checkpoint.metadata, path.name
+        if FORMAT_KEY not in told:
+            raise FormatError(f"{name} is no permutation file: its metadata has no {FORMAT_KEY}", hint=_OTHER)
+        if told[FORMAT_KEY] != FORMAT:
+            raise FormatError(
+                f"{name} is a permutation file of format {told[FORMAT_KEY]!r}, but this remelt reads format {FORMAT}",
+                hint="a newer version of remelt wrote it: update this one",
+            )
+        try:
+            groups = tuple(map(_group, json.loads(told[GROUPS_KEY])))
+            shapes = {str(key): tuple(map(int, one)) for key, one in json.loads(told[SHAPES_KEY]).items()}
+            facts = dict(json.loads(told[FACTS_KEY]))
+            reports = {str(key): dict(one) for key, one in facts.get("reports", {}).items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise FormatError(
+                f"{name} is damaged: what its metadata tells is no groups: {error}", hint=_BROKEN
+            ) from None
+        _refuse_faults(name, groups, shapes)
+        parts: dict[str, dict[str, Part]] = {}
+        by_name = {group.name: group for group in groups}
+        for key, info in checkpoint.tensors.items():
+            group_name, _, level_name = key.rpartition("/")
+            group = by_name.get(group_name)
+            level = None if group is None else group.by_name.get(level_name)
+            if group is None or level is None:
+                raise FormatError(f"{name} is damaged: {key!r} is no level of a group that it tells", hint=_BROKEN)
+            if info.dtype is not DType.I32 or info.shape != group.extent(level):
+                wanted = f"I32 {list(group.extent(level))}"
+                raise FormatError(f"{name} is damaged: {key!r} is {info}, but it must be {wanted}", hint=_BROKEN)
+            part = np.frombuffer(checkpoint.read(key), "<i4").reshape(info.shape).astype(np.int32)
+            if not _is_permutation(part, level):
+                raise FormatError(f"{name} is damaged: {key!r} is no permutation of its level", hint=_BROKEN)
+            parts.setdefault(group_name, {})[level_name] = part
+    found = {one: Permutation(by_name[one], some) for one, some in parts.items()}
+    known: dict[str, Any] = {one: facts[one] for one in ("arch", *_NUMBERS) if facts.get(one) is not None}
+    known |= {one: str(facts.get(one) or "") for one in ("reference", "model")}
+    return SavedPermutations(
+        found, groups, shapes, dialect=str(facts.get("dialect") or ORIGINAL), reports=reports, **known
+    )
+
+
+def windowed_keys(groups: Iterable[AxisGroup]) -> dict[str, list[tuple[AxisGroup, Window]]]:
+    """The tensors that groups lie on, with their windows there."""
+    found: dict[str, list[tuple[AxisGroup, Window]]] = {}
+    for group in groups:
+        for window in group.windows:
+            for key in keys_of(group, window):
+                found.setdefault(key, []).append((group, window))
+    return found
+
+
+def specification_faults(groups: Iterable[AxisGroup], shapes: Shapes) -> Iterator[str]:
+    """What is wrong with groups of a model with these tensors, of which some may be of no group."""
+    given = tuple(groups)
+    known = windowed_keys(given)
+    return faults(given, {key: shape for key, shape in shapes.items() if key in known})
+
+
+def _refuse_faults(name: str, groups: tuple[AxisGroup, ...], shapes: Shapes) -> None:
+    wrong = [f"{group.name} has numbers that no group has" for group in groups if not _is_plausible(group)]
+    try:
+        wrong = wrong or list(specification_faults(groups, shapes))
+    except (KeyError, IndexError) as error:
+        wrong = [f"no level is named {error}"]
+    if wrong:
+        more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise FormatError(f"{name} is damaged: {'; '.join(wrong[:_SHOWN])}{more}", hint=_BROKEN)
+
+
+def _is_plausible(group: AxisGroup) -> bool:
+    """Whether its numbers can be those of a group, so that it is safe to look closer."""
+    sizes = [level.size for level in group.levels]
+    starts = [window.offset for window in group.windows]
+    steps = [step for window in group.windows for step in (window.run, window.axis + 1, *window.strides)]
+    cells = [cell for level in group.levels for cell in level.cells]
+    return min((*sizes, *steps, *cells, 1)) > 0 and min((*starts, 0)) == 0 and math.prod(sizes) <= _MOST
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _is_permutation(part: Part, level: Level) -> bool:
+    """Whether every row permutes the level, within its cells, and not at all where it is fixed."""
+    whole = np.broadcast_to(np.arange(level.size, dtype=np.int32), part.shape)
+    if level.fixed:
+        return bool(np.array_equal(part, whole))
+    start = 0
+    for cell in level.cells or (level.size,):
+        inside = slice(start, start + cell)
+        if not np.array_equal(np.sort(part[..., inside], axis=-1), whole[..., inside]):
+            return False
+        start += cell
+    return True
+
+
+def _told(group: AxisGroup) -> dict[str, Any]:
+    """A group as JSON holds it: what is as by default is left out."""
+    told: dict[str, Any] = {"name": group.name, "levels": [], "windows": []}
+    if group.crosses:
+        told["crosses"] = group.crosses
+    for level in group.levels:
+        one: dict[str, Any] = {"name": level.name, "size": level.size}
+        optional = (("below", list(level.below)), ("cells", list(level.cells)), ("fixed", level.fixed))
+        told["levels"].append(one | {name: value for name, value in optional if value})
+    for window in group.windows:
+        one = {"key": window.key, "axis": window.axis, "levels": list(window.levels)}
+        one |= {"offset": window.offset} if window.offset else {}
+        one |= {"run": window.run} if window.run != 1 else {}
+        told["windows"].append(one | ({"strides": list(window.strides)} if window.strides else {}))
+    return told
+
+
+def _group(told: Mapping[str, Any]) -> AxisGroup:
+    levels = tuple(
+        Level(
+            str(one["name"]),
+            int(one["size"]),
+            tuple(map(str, one.get("below", ()))),
+            tuple(map(int, one.get("cells", ()))),
+            bool(one.get("fixed", False)),
+        )
+        for one in told["levels"]
+    )
+    windows = tuple(
+        Window(
+            str(one["key"]),
+            int(one["axis"]),
+            tuple(map(str, one["levels"])),
+            int(one.get("offset", 0)),
+            int(one.get("run", 1)),
+            tuple(map(int, one.get("strides", ()))),
+        )
+        for one in told["windows"]
+    )
+    return AxisGroup(str(told["name"]), levels, windows, str(told.get("crosses", "")))

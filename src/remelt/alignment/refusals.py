@@ -1,0 +1,44 @@
+"""Models that cannot be matched: refused by name, all problems at once, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from remelt.alignment.weights import Weights, windows_by_key
+from remelt.archs.axis_groups import AxisGroup
+from remelt.errors import CheckError, Problem
+
+_SHOWN = 12
+
+
+def refuse_unfit(reference: Weights, model: Weights, groups: Sequence[AxisGroup], name: str = "model") -> None:
+    """Refuse models that lack tensors of the groups, differ in shapes there, or do not hold floating-point numbers.
+
+    ``name`` is what the model is called among several.
+    """
+    problems = list(_problems(reference, model, groups, name))
+    if problems:
+        more = len(problems) - _SHOWN
+        shown = problems[:_SHOWN] + ([Problem("", f"and {more} more")] if more > 0 else [])
+        raise CheckError(shown, inputs=2)
+
+
+def _problems(reference: Weights, model: Weights, groups: Sequence[AxisGroup], called: str) -> Iterator[Problem]:
+    for key, windows in windows_by_key(groups).items():
+        name = windows[0][0].name
+        lacking = [label for label, one in (("reference", reference), (called, model)) if key not in one.shapes]
+        if lacking:
+            yield Problem(f"the {' and the '.join(lacking)}", f"lacks {key}, which is permuted with the group {name}")
+            continue
+        ours, theirs = tuple(reference.shapes[key]), tuple(model.shapes[key])
+        if ours != theirs:
+            message = f"is {list(ours)} in the reference and {list(theirs)} in the {called}"
+            yield Problem(key, f"{message}: only models of one shape are aligned")
+            continue
+        for label, one in (("reference", reference), (called, model)):
+            if not one.is_float(key):
+                yield Problem(
+                    key,
+                    f"of the {label} holds no floating-point numbers, but lies on a permuted axis (group {name})",
+                    "dequantise the model first: remelt merge MODEL --dtype fp16 -o OUT",
+                )
