@@ -184,3 +184,19 @@ def test_an_unknown_start_is_refused() -> None:
     tensors, groups = transformer()
     with pytest.raises(OptionError, match="a start is identity, signature, both, but got 'warm'"):
         match(TensorWeights(tensors), TensorWeights(tensors), groups, start="warm")
+
+
+def test_running_statistics_follow_but_are_not_matched() -> None:
+    generator = torch.Generator().manual_seed(0)
+    windows = ("in.weight", "norm.running_mean", "norm.running_var", "norm.weight")
+    group = AxisGroup("channels", (Level("channel", 8),), tuple(Window(key, 0, ("channel",)) for key in windows))
+    tensors = {"in.weight": torch.randn(8, 30, generator=generator), "norm.weight": torch.ones(8)}
+    tensors |= {"norm.running_mean": torch.arange(8.0) * 100, "norm.running_var": torch.arange(8.0) * 100}
+    order = np.array([3, 0, 1, 2, 7, 6, 5, 4], np.int32)
+    (moved,) = [Permutation(group, {"channel": order})]
+    model = permuted(tensors, [moved])
+    model["norm.running_mean"], model["norm.running_var"] = (torch.arange(8.0) * 1000 for _ in range(2))
+    found = match(TensorWeights(tensors), TensorWeights(model), [group])
+    assert found.permutations["channels"].after(moved).is_identity
+    aligned = permuted(model, found.permutations.values())
+    assert aligned["norm.running_mean"].tolist() == model["norm.running_mean"][np.argsort(order)].tolist()

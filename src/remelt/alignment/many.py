@@ -14,9 +14,9 @@ import torch
 
 from remelt.alignment.margins import Margins
 from remelt.alignment.matching import BOTH, Descent, Visit, Work, match
-from remelt.alignment.permutation import Permutation, Permutations, TensorPlan
+from remelt.alignment.permutation import Permutation, Permutations, TensorPlan, of_groups
 from remelt.alignment.refusals import refuse_unfit
-from remelt.alignment.weights import Lying, Weights, windows_by_key
+from remelt.alignment.weights import Lying, Weights, weighed, windows_by_key
 from remelt.archs.axis_groups import AxisGroup
 from remelt.errors import OptionError
 
@@ -100,7 +100,7 @@ def match_many(
     free = [group for group in groups if not group.is_fixed and (crossing or not group.crosses)]
     for place, model in enumerate(models[1:], start=2):
         refuse_unfit(models[0], model, free, f"model {place}")
-    work = _Refining(models, free, progress)
+    work = _Refining(models, weighed(free), progress)
     before = work.objective()
     for place, model in enumerate(models[1:], start=1):
         found = match(
@@ -109,7 +109,8 @@ def match_many(
         work.permutations[place] = {name: one for name, one in found.permutations.items() if not one.is_identity}
     aligned = work.objective() if any(work.permutations) else before
     after, passes = work.run(aligned) if refine and len(models) > 2 else (aligned, 0)
-    return ManyMatch(tuple(work.seen_from_the_first()), before, aligned, after, passes)
+    whole = tuple(of_groups(free, one) for one in work.seen_from_the_first())
+    return ManyMatch(whole, before, aligned, after, passes)
 
 
 def _told(progress: Callable[[int, Visit], None] | None, place: int) -> Callable[[Visit], None] | None:

@@ -17,7 +17,7 @@ import torch
 from remelt.alignment.assignment import stretches
 from remelt.alignment.experts import are_many
 from remelt.alignment.products import elements_of, free_levels, inner_products, width_of_row
-from remelt.alignment.weights import Weights, windows_by_key
+from remelt.alignment.weights import Weights, weighed, windows_by_key
 from remelt.archs.axis_groups import AxisGroup, Window, keys_of
 
 _CHUNK = 2**17
@@ -52,7 +52,7 @@ def find_margins(
 
     Experts that are too many to be compared all at once have none, and are always matched.
     """
-    free = [group for group in groups if not group.is_fixed]
+    free = weighed(group for group in groups if not group.is_fixed)
     lying = windows_by_key(free)
     found: dict[Name, Rows] = {}
     for group in free:

@@ -16,11 +16,11 @@ from remelt.alignment.assignment import Solver, solve
 from remelt.alignment.experts import are_many, better_experts
 from remelt.alignment.margins import Margins, certified
 from remelt.alignment.order import outward
-from remelt.alignment.permutation import Permutation, Permutations
+from remelt.alignment.permutation import Permutation, Permutations, of_groups
 from remelt.alignment.products import agreement, inner_products, squared_norms
 from remelt.alignment.refusals import refuse_unfit
 from remelt.alignment.signatures import signature_start
-from remelt.alignment.weights import Weights, windows_by_key
+from remelt.alignment.weights import Weights, weighed, windows_by_key
 from remelt.archs.axis_groups import AxisGroup, keys_of
 from remelt.errors import OptionError
 
@@ -119,22 +119,23 @@ def visits(
         raise OptionError(f"a start is {', '.join(STARTS)}, but got {start!r}")
     free = [group for group in groups if not group.is_fixed and (crossing or not group.crosses)]
     refuse_unfit(reference, model, free)
-    work = Work(reference, model, free)
-    proven = certified(margins, reference, model, free) if margins is not None and not given else ()
+    matched = weighed(free)
+    work = Work(reference, model, matched)
+    proven = certified(margins, reference, model, matched) if margins is not None and not given else ()
     first = Descent(work, IDENTITY, dict(given or {}))
     first.leave(proven)
     if start != SIGNATURE:
         yield from first.run()
     chosen, every = first, list(first.visits)
     if start == SIGNATURE or (start == BOTH and first.moved and not given):
-        begin = signature_start(free, reference, model, work.lying, Solver())
+        begin = signature_start(matched, reference, model, work.lying, Solver())
         second = Descent(work, SIGNATURE, begin)
         yield from second.run()
         every += second.visits
         if start == SIGNATURE or second.agreement > first.agreement:
             chosen = second
     return Match(
-        {group.name: chosen.permutations.get(group.name, Permutation(group, {})) for group in free},
+        of_groups(free, chosen.permutations),
         work.before,
         chosen.agreement,
         work.squared_norms,

@@ -120,6 +120,15 @@ Permutations = Mapping[str, Permutation]
 """Permutations by the names of their groups; a group that is left out stays as it is."""
 
 
+def of_groups(groups: Iterable[AxisGroup], permutations: Permutations) -> dict[str, Permutation]:
+    """The permutations with all windows that the groups have; of a group that has none the identity."""
+    none: dict[str, NDArray[np.int32]] = {}
+    return {
+        group.name: Permutation(group, permutations[group.name].parts if group.name in permutations else none)
+        for group in groups
+    }
+
+
 def identity(level: Level, group: AxisGroup) -> NDArray[np.int32]:
     """The permutation of a level that moves nothing."""
     return np.broadcast_to(np.arange(level.size, dtype=np.int32), group.extent(level)).copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -42,6 +43,21 @@ class TensorWeights:
     def tensor(self, key: str) -> torch.Tensor:
         """The tensor itself."""
         return self.tensors[key]
+
+
+_STATISTICS = (".running_mean", ".running_var")
+
+
+def weighed(groups: Iterable[AxisGroup]) -> tuple[AxisGroup, ...]:
+    """The groups without their windows on running statistics: these follow, but are not what is matched.
+
+    Statistics are as large as what they were measured of; beside them the weights would hardly count.
+    """
+    found = []
+    for group in groups:
+        windows = tuple(window for window in group.windows if not window.key.endswith(_STATISTICS))
+        found.append(group if len(windows) == len(group.windows) else replace(group, windows=windows))
+    return tuple(found)
 
 
 Lying = dict[str, list[tuple[AxisGroup, Window]]]
