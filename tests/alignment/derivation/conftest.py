@@ -64,7 +64,10 @@ class Trial:
 
     @property
     def spelled(self) -> list[str]:
-        """The groups as their sizes: ``2(3 4)`` has a level of 3 and one of 4 below one of 2, ``4+4`` has two cells."""
+        """The groups as their sizes.
+
+        ``2(3 4)`` has a level of 3 and one of 4 below one of 2, ``4+4`` has two cells, ``[2](3)`` a fixed level.
+        """
         return sorted(_spelled(group) for group in self.free)
 
     @property
@@ -81,9 +84,10 @@ def _spelled(group: AxisGroup) -> str:
     def tree(above: tuple[str, ...]) -> str:
         words = []
         for level in group.levels:
-            if level.below == above and not level.fixed:
+            if level.below == above:
                 inner = tree((*above, level.name))
-                words.append(f"{size(level)}({inner})" if inner else size(level))
+                if inner or not level.fixed:
+                    words.append((f"[{size(level)}]" if level.fixed else size(level)) + (f"({inner})" if inner else ""))
         return " ".join(words)
 
     return tree(())

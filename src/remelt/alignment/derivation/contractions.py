@@ -214,6 +214,7 @@ def grouped_product(call: Call) -> Result:
         pin_all(call.tensors)
         return call.pinned()
     pin(stack.dimensions[0])
+    give_role(stack.dimensions[0], "expert")
     chosen = Pick(rows.dimensions[0].size, stack.dimensions[0], f"rows of {ends.source}")
     operands = [
         ((joined(rows.dimensions[0], chosen), rows.dimensions[1]), ["row", "in"]),

@@ -121,8 +121,8 @@ def repeated_each(call: Call) -> Result:
 @RULES.of("cat", "concat", "concatenate")
 def concatenated(call: Call) -> Result:
     """Tensors one after another along a dimension."""
-    tensors = [tensor for tensor in call["tensors"] if tensor.shape != (0,)]
     axis = place(call.get("dim", 0), len(call.shapes[0]))
+    tensors = [tensor for tensor in call["tensors"] if 0 not in tensor.shape]
     return _put_together([tensor.dimensions for tensor in tensors], axis)
 
 

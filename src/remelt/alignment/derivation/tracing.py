@@ -155,6 +155,8 @@ class _Follower:
             for tensor in call.tensors:
                 touch(tensor.dimensions)
         rule = RULES.get(call.name, pointwise.by_place if is_pointwise else None)
+        if call.shapes and all(0 in shape for shape in call.shapes):
+            return call.pinned()  # nothing comes of it
         empty = any(0 in tensor.shape for tensor in call.tensors) and call.name != "aten::cat"
         if rule is None or empty or not call.shapes or 0 in call.shapes[0]:
             return self._unknown(call.shapes, call.tensors)

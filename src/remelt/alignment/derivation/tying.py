@@ -69,9 +69,9 @@ def _joined_pinned(one: Expression, other: Expression) -> Expression:
     for expression in (one, other):
         if not isinstance(expression, Pinned | Pick):
             pin(expression)
-    if picks and all(pick == picks[0] for pick in picks):
-        return picks[0]
-    return Pinned(one.size)
+    if not picks or any(pick.source != picks[0].source for pick in picks):
+        return Pinned(one.size)
+    return Pick(one.size, joined(picks[0].of, picks[-1].of), picks[0].source)
 
 
 def _one_of(one: Label, other: Label) -> Label:
