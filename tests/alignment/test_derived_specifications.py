@@ -18,14 +18,22 @@ from remelt.archs.axis_groups import AxisGroup, Window
 from remelt.core.pieces import Converted
 
 LARGE = {"sd1", "sd2", "sdxl", "sdxl_refiner", "vae"}
-UNTRACEABLE = {"mixtral": "", "qwen2_moe": "", "qwen3_moe": ""}
+APART = {
+    "glm": "only its configuration tells how many channels its rotary embeddings leave alone",
+    "mixtral": "experts that are modules of their own can change places, which no graph tells",
+}
+"""Where fewer or more permutations are derived, and why."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in INSTANCES]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in INSTANCES if name not in APART],
 )
 def test_what_is_derived_is_what_is_written_by_hand(name: str) -> None:
     instance = INSTANCES[name]()
+    for module in instance.module.modules():
+        if name.endswith("_moe") and hasattr(module, "set_experts_implementation"):
+            module.set_experts_implementation("batched_mm")  # the usual one chooses its path by the data
     written = axis_groups(instance.arch, instance.shapes, instance.heads)
     derived = groups_from_module(instance.module, instance.inputs)
     assert same_groups(in_original(derived, instance.parameters), written) == []
@@ -40,9 +48,13 @@ def in_original(groups: Iterable[AxisGroup], parameters: Mapping[str, Converted]
 
 
 def _moved(group: AxisGroup, window: Window, parameters: Mapping[str, Converted]) -> Iterator[Window]:
-    if window.key not in parameters:  # a buffer that no file has
+    if window.tensor not in parameters:  # a buffer that no file has
         return
-    one, at = parameters[window.key], 0
+    one, at = parameters[window.tensor], 0
+    if window.chooses:
+        assert len(one.pieces) == 1
+        yield replace(window, key=window.key.replace(window.tensor, one.pieces[0].key))
+        return
     assert not one.transposed
     last = int(group.positions(window).max()) + window.run if window.along else 0
     for piece in one.pieces:

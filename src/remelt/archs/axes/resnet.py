@@ -92,19 +92,19 @@ def _normalised(draft: Draft, norm: str, norms: HeadRule | None) -> None:
 def _grouped(drafts: Drafts, source: Draft, conv: str, norm: str) -> Draft:
     """A grouped convolution: its groups move as wholes, and inside of each the channels that it makes.
 
-    Those that it reads keep their order inside of a group, since its rows count them alike in all groups.
+    Those that it reads have one order for all groups, since its rows count them alike.
     """
     out, into = drafts.shapes[f"{conv}.weight"][:2]
     count = source.size // into
     known = f"{norm}.running_mean" in drafts.shapes and not source.levels[0].fixed and not source.partitions
     levels = (
         Level(GROUP, count, fixed=not known),
-        Level(_INTO, into, fixed=True),
+        Level(_INTO, into, fixed=not known),
         Level(MEMBER, out // count, below=(GROUP,), fixed=not known),
     )
     draft = drafts.of_levels(conv, levels)
     for one in source.windows:
         draft.window(one.key, one.axis, (GROUP, _INTO), one.offset)
     drafts.all.remove(source)
-    fixed(drafts, f"{conv}.weight", 1, f"{conv}.into")
+    draft.window(f"{conv}.weight", 1, (_INTO,))
     return draft.made_by(conv, (GROUP, MEMBER)).normalised_by(norm, (GROUP, MEMBER))
