@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from remelt.version import __version__
 
 if TYPE_CHECKING:
+    from remelt.alignment.derivation.tracing import groups_from_module
     from remelt.api.adapter_verification import verify_adapters
     from remelt.api.adapters import extract_lora, merge_adapters, resize_lora, save_adapter
     from remelt.api.inspection import inspect
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from remelt.recipe.vocabulary import align_vocabulary
 
 _HOMES = {
+    "remelt.alignment.derivation.tracing": ("groups_from_module",),
     "remelt.api.adapter_verification": ("verify_adapters",),
     "remelt.api.adapters": ("extract_lora", "merge_adapters", "resize_lora", "save_adapter"),
     "remelt.api.inspection": ("inspect",),
@@ -241,6 +243,7 @@ __all__ = [
     "fallback",
     "geometric_median",
     "geometric_sum",
+    "groups_from_module",
     "inspect",
     "karcher_mean",
     "keys",
