@@ -34,7 +34,9 @@ class Trial:
             if tensor.is_floating_point():
                 drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
                 scale = max(tensor[0].numel(), 1) ** -0.5 if tensor.ndim > 1 else 0.5
-                tensor.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else drawn * scale + 0.3 * (tensor.ndim < 2))
+                tensor.copy_(
+                    drawn.abs() + 0.5 if name.endswith("running_var") else drawn * scale + 0.3 * (tensor.ndim < 2)
+                )
         self.tensors = {key: value.clone() for key, value in stored.items()}
         self.groups = groups_from_module(self.module, _doubled(self.inputs), _doubled(self.keywords))
         self.free = [group for group in self.groups if not group.is_fixed]
@@ -125,7 +127,7 @@ def trial() -> Callable[..., Trial]:
 
 @pytest.fixture
 def assert_caught() -> Callable[[Trial], None]:
-    """Mistakes in the groups of a trial change what the module computes: a window dropped, heads or groups dissolved."""
+    """Mistakes in a trial's groups change what its module computes: a window dropped, heads or groups dissolved."""
 
     def check(trial: Trial) -> None:
         for group in trial.free:
@@ -133,7 +135,9 @@ def assert_caught() -> Callable[[Trial], None]:
                 reader = max(group.windows, key=lambda window: (window.axis, len(window.levels)))
                 stored = trial.module.state_dict()
                 shared = [key for key in stored if stored[key].data_ptr() == stored[reader.tensor].data_ptr()]
-                rest = [one for one in group.windows if (one.tensor, one.axis) not in {(key, reader.axis) for key in shared}]
+                rest = [
+                    one for one in group.windows if (one.tensor, one.axis) not in {(key, reader.axis) for key in shared}
+                ]
                 lacking = replace(group, windows=tuple(rest))
                 assert trial.error_of([lacking], seeds=4) > 1e-8, f"{group.name} without {reader}"
             tops = [level for level in group.levels if level.below]

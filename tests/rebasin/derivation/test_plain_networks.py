@@ -1,4 +1,4 @@
-"""Networks in plain torch, after those of timm and torchvision: what is derived keeps the function, and is all there is."""
+"""Networks in plain torch, like those of timm and torchvision: all that can be permuted is derived, and no more."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ def resnet() -> nn.Module:
 
 def vgg() -> nn.Module:
     features = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(6, 8, 3, padding=1), nn.AdaptiveAvgPool2d(2)
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(4),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(2),
     )
     return nn.Sequential(features, nn.Flatten(), nn.Linear(32, 10), nn.ReLU(), nn.Dropout(), nn.Linear(10, 5))
 
@@ -67,8 +71,12 @@ class DenseBlock(nn.Module):
     def __init__(self, width: int, growth: int, count: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(width + growth * number), nn.ReLU(), conv(width + growth * number, 8, 1),
-                          nn.Conv2d(8, growth, 3, padding=1))
+            nn.Sequential(
+                nn.BatchNorm2d(width + growth * number),
+                nn.ReLU(),
+                conv(width + growth * number, 8, 1),
+                nn.Conv2d(8, growth, 3, padding=1),
+            )
             for number in range(count)
         )
 
@@ -88,7 +96,10 @@ def mobilenet_v2() -> nn.Module:
     def inverted(inner: int, outer: int) -> nn.Module:
         hidden = inner * 2
         return nn.Sequential(
-            conv(inner, hidden, 1), conv(hidden, hidden, 3, groups=hidden), nn.Conv2d(hidden, outer, 1), nn.BatchNorm2d(outer)
+            conv(inner, hidden, 1),
+            conv(hidden, hidden, 3, groups=hidden),
+            nn.Conv2d(hidden, outer, 1),
+            nn.BatchNorm2d(outer),
         )
 
     return Pooled(nn.Sequential(conv(3, 6), inverted(6, 8), Residual(inverted(8, 8)), inverted(8, 10)), 10)
@@ -263,7 +274,10 @@ def efficientnet() -> nn.Module:
     def block(inner: int, outer: int) -> nn.Module:
         hidden = 2 * inner
         return nn.Sequential(
-            conv(inner, hidden, 1), conv(hidden, hidden, 3, hidden), SqueezeExcite(hidden, 3), nn.Conv2d(hidden, outer, 1)
+            conv(inner, hidden, 1),
+            conv(hidden, hidden, 3, hidden),
+            SqueezeExcite(hidden, 3),
+            nn.Conv2d(hidden, outer, 1),
         )
 
     return Pooled(nn.Sequential(conv(3, 6), Residual(block(6, 6)), block(6, 8)), 8)
@@ -349,7 +363,7 @@ class NeoXAttention(nn.Module):
         return torch.cat([turn * angles.cos() + other * angles.sin(), rest], -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, places, width = x.shape
+        batch, places, _ = x.shape
         q, k, v = self.fused(x).view(batch, places, self.heads, -1).transpose(1, 2).chunk(3, -1)
         found = functional.scaled_dot_product_attention(self.turned(q), self.turned(k), v, is_causal=True)
         return self.dense(found.transpose(1, 2).reshape(x.shape))
@@ -393,16 +407,30 @@ class UNet(nn.Module):
 
 def autoencoder() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 6, 4, 2, 1), nn.ReLU(), nn.Conv2d(6, 4, 4, 2, 1), nn.Flatten(), nn.Linear(64, 5), nn.Tanh(),
-        nn.Linear(5, 64), nn.Unflatten(1, (4, 4, 4)), nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.ReLU(),
-        nn.ConvTranspose2d(6, 6, 3, 1, 1, groups=2), nn.ReLU(), nn.ConvTranspose2d(6, 3, 4, 2, 1),
+        nn.Conv2d(3, 6, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 4, 2, 1),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+        nn.Tanh(),
+        nn.Linear(5, 64),
+        nn.Unflatten(1, (4, 4, 4)),
+        nn.ConvTranspose2d(4, 6, 4, 2, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 6, 3, 1, 1, groups=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 3, 4, 2, 1),
     )
 
 
 class SuperResolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.start, self.up, self.end = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 20, 3, padding=1), nn.Conv2d(5, 3, 1)
+        self.start, self.up, self.end = (
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.Conv2d(6, 20, 3, padding=1),
+            nn.Conv2d(5, 3, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(functional.pixel_shuffle(self.up(self.start(x).relu()), 2).relu())

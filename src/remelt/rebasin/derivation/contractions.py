@@ -78,7 +78,7 @@ def _name_attention(one: Dimensions, other: Dimensions) -> None:
     give_role(other[-1], "value")
 
 
-@RULES.of("addmm", "baddbmm", "addbmm_", "addmv")
+@RULES.of("addmm", "baddbmm", "addmv")
 def product_with_sum(call: Call) -> Result:
     """A product of matrices, added to something."""
     start, one, other = call.tensors
@@ -130,7 +130,9 @@ def einsum(call: Call) -> Result:
     if "->" not in equation or any(len(set(term)) != len(term) for term in terms):
         pin_all(tensors)
         return call.pinned()
-    width = max((len(tensor.dimensions) - len(term.replace("...", "")) for tensor, term in zip(tensors, terms, strict=True)))
+    width = max(
+        (len(tensor.dimensions) - len(term.replace("...", "")) for tensor, term in zip(tensors, terms, strict=True))
+    )
     spare = [letter for letter in ascii_letters if letter not in equation][:width]
     operands = []
     for tensor, term in zip(tensors, terms, strict=True):
@@ -146,13 +148,14 @@ def attention(call: Call) -> Result:
     query, key, value = (call.tensor(name).dimensions for name in ("query", "key", "value"))
     if call.get("enable_gqa") and query[-3].size != key[-3].size:
         spread = Uniform(query[-3].size // key[-3].size)
-        key, value = (
-            (*one[:-3], multiplied([one[-3], spread]), *one[-2:]) for one in (key, value)
-        )
+        key, value = ((*one[:-3], multiplied([one[-3], spread]), *one[-2:]) for one in (key, value))
     for dimension in (*query[1:-2], *key[1:-2]):
         give_role(dimension, "head")
     give_role(query[-1], "qk")
     give_role(value[-1], "value")
+    if call.get("is_causal"):
+        pin(query[-2])
+        pin(key[-2])
     scores = multiplied_matrices(query, (*key[:-2], key[-1], key[-2]))
     mask = call.optional("attn_mask")
     if mask is not None:
@@ -171,7 +174,7 @@ def convolution(call: Call) -> Result:
     transposed = call.get("transposed") or "transpose" in call.name
     groups = call.get("groups") or 1
     rank = len(weight) - 2
-    batch, channels, space = tensor[:-1 - rank], tensor[-1 - rank], tensor[len(tensor) - rank :]
+    batch, channels, space = tensor[: -1 - rank], tensor[-1 - rank], tensor[len(tensor) - rank :]
     for dimension in weight[2:]:
         pin(dimension)
     if _is_pointwise(call, weight):

@@ -62,7 +62,7 @@ def _placed(
     levels, of_label = parts
     run, lying, beside = 1, [], []
     for factor in sorted(stretch.factors, key=lambda one: one.stride):
-        if factor.label in of_label:
+        if factor.label is not None and factor.label in of_label:
             stride = factor.stride * factor.size
             for level in of_label[factor.label]:
                 stride //= level.size
@@ -96,7 +96,9 @@ def _windows(placed: Iterable[_Placed]) -> Iterator[Window]:
     for row in beside.values():
         for one in row:
             packed = tuple(one.run * math.prod(one.sizes[number + 1 :]) for number in range(len(one.sizes)))
-            yield Window(one.key, one.axis, one.levels, one.offset, one.run, () if one.strides == packed else one.strides)
+            yield Window(
+                one.key, one.axis, one.levels, one.offset, one.run, () if one.strides == packed else one.strides
+            )
 
 
 def _overlap(one: _Placed, more: int) -> bool:
