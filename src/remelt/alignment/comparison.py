@@ -35,8 +35,8 @@ def same_groups(first: Iterable[AxisGroup], second: Iterable[AxisGroup]) -> list
     one, other = [[group for group in groups if not group.is_fixed] for groups in (first, second)]
     sizes = _sizes([*one, *other])
     mine, theirs = _moved(one, sizes), _moved(other, sizes)
-    found = list(_moved_by_one(one, mine, theirs, "first", "second"))
-    found += _moved_by_one(other, theirs, mine, "second", "first")
+    found = list(_moved_by_one(one, mine, theirs, "first"))
+    found += _moved_by_one(other, theirs, mine, "second")
     for left, right in _components(one, other, mine, theirs):
         found += _differences(left, right, sizes)
     return found
@@ -94,14 +94,15 @@ def _moved(groups: Sequence[AxisGroup], sizes: Mapping[tuple[str, int], int]) ->
     return found
 
 
-def _moved_by_one(groups: Sequence[AxisGroup], mine: Masks, theirs: Masks, here: str, there: str) -> Iterator[str]:
+def _moved_by_one(groups: Sequence[AxisGroup], mine: Masks, theirs: Masks, here: str) -> Iterator[str]:
     nothing = np.full(1, -1, np.int32)
     for (key, axis), mask in mine.items():
         only = (mask >= 0) & (theirs.get((key, axis), nothing) < 0)
         names = sorted({groups[number].name for number in set(mask[only].tolist())})
         if names:
             place = "itself" if axis == _WHOLE else f"axis {axis}"
-            yield f"{key!r}, {place}: {int(only.sum())} of {mask.size} move in the {here} ({', '.join(names)}) only, not in the {there}"
+            count = f"{int(only.sum())} of {mask.size}"
+            yield f"{key!r}, {place}: {count} move in the {here} ({', '.join(names)}) only"
 
 
 def _components(

@@ -127,7 +127,7 @@ def trial() -> Callable[..., Trial]:
 
 @pytest.fixture
 def assert_caught() -> Callable[[Trial], None]:
-    """Mistakes in the groups of a trial change what the module computes: a window dropped, heads or groups dissolved."""
+    """Mistakes in a trial's groups change what its module computes: a window dropped, heads or groups dissolved."""
 
     def check(trial: Trial) -> None:
         for group in trial.free:

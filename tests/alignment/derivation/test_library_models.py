@@ -27,7 +27,8 @@ def unet(*, crossed_first: bool = True, **options: Any) -> nn.Module:
     up = ["UpBlock2D", "CrossAttnUpBlock2D"]
     return diffusers.UNet2DConditionModel(
         block_out_channels=(16, 32), norm_num_groups=4, cross_attention_dim=12, layers_per_block=1,
-        down_block_types=down if crossed_first else down[::-1], up_block_types=up if crossed_first else up[::-1], **options,
+        down_block_types=down if crossed_first else down[::-1],
+        up_block_types=up if crossed_first else up[::-1], **options,
     )  # fmt: skip
 
 
@@ -103,56 +104,74 @@ RESIDUAL = [*["4(4)"] * 2, "4(4)", *["4(8)"] * 5, *["4+4+4+4"] * 3, "4(4)", "8+8
 EMBEDDED = ["64", "64"]
 # Here the transformers are twice as deep, and on the lower level.
 DEEP = [*["32"] * 4, *["2(16 16)"] * 16, *["128"] * 8]
-BESIDE_DEEP = [*["4(4)"] * 2, "4(4)", *["4(8)"] * 6, *["4+4+4+4"] * 2, "2(8)", "8+8+8+8", "8+4+4+8+8", "12+12+8", "4(4)"]
+BESIDE_DEEP = [
+    *["4(4)"] * 2,
+    "4(4)",
+    *["4(8)"] * 6,
+    *["4+4+4+4"] * 2,
+    "2(8)",
+    "8+8+8+8",
+    "8+4+4+8+8",
+    "12+12+8",
+    "4(4)",
+]
 ENCODER = [*["4(4)"] * 3, *["4(8)"] * 4, "32", "32", "8"]
 DECODER = [*["4(4)"] * 3, *["4(8)"] * 6, "32", "32", "4"]
 TIMES = {"sample": LATENT, "timestep": TIME, "encoder_hidden_states": HIDDEN}
 LANGUAGE = {"input_ids": WORDS, "use_cache": False}
-SD3 = {"hidden_states": LATENT, "encoder_hidden_states": HIDDEN, "pooled_projections": HIDDEN[:, 0, :10], "timestep": TIME}
+POOLED = HIDDEN[:, 0, :10]
+SD3 = {
+    "hidden_states": LATENT,
+    "encoder_hidden_states": HIDDEN,
+    "pooled_projections": POOLED,
+    "timestep": TIME,
+}
 FLUX = {
     "hidden_states": LATENT.reshape(1, 16, 16), "encoder_hidden_states": HIDDEN, "timestep": torch.tensor([0.5]),
-    "pooled_projections": HIDDEN[:, 0, :10], "img_ids": torch.ones(16, 3), "txt_ids": torch.zeros(3, 3),
+    "pooled_projections": POOLED, "img_ids": torch.ones(16, 3), "txt_ids": torch.zeros(3, 3),
     "guidance": torch.tensor([3.5]),
 }  # fmt: skip
-ADDED = {"text_embeds": HIDDEN[:, 0, :10], "time_ids": torch.arange(6.0)[None]}
+ADDED = {"text_embeds": POOLED, "time_ids": torch.arange(6.0)[None]}
 ROTARY = {f"model.layers.0.self_attn.{one}_norm.weight" for one in "qk"}
+ROTARY_OF_FLUX = {
+    *(f"transformer_blocks.0.attn.norm_{one}.weight" for one in ("q", "k", "added_q", "added_k")),
+    *(f"single_transformer_blocks.0.attn.norm_{one}.weight" for one in "qk"),
+}
 """What rotary embeddings fix."""
 
+LAST = {"conv_out.bias"}
 # What can be permuted, counted by hand, and the tensors of which nothing can.
 MODELS: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Any], list[str], set[str]]] = {
-    "sd15": (lambda: unet(attention_head_dim=2), TIMES, [*CROSSED, *RESIDUAL, *EMBEDDED], {"conv_out.bias"}),
+    "sd15": (lambda: unet(attention_head_dim=2), TIMES, [*CROSSED, *RESIDUAL, *EMBEDDED], LAST),
     "sd21": (
-        lambda: unet(attention_head_dim=(2, 2), use_linear_projection=True),
-        TIMES,
-        [*CROSSED, *RESIDUAL, *EMBEDDED],
-        {"conv_out.bias"},
+        lambda: unet(attention_head_dim=(2, 2), use_linear_projection=True), TIMES,
+        [*CROSSED, *RESIDUAL, *EMBEDDED], LAST,
     ),
     "sdxl": (
         lambda: unet(
-            crossed_first=False, attention_head_dim=(2, 2), use_linear_projection=True, transformer_layers_per_block=(1, 2),
-            addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=34,
+            crossed_first=False, attention_head_dim=(2, 2), use_linear_projection=True,
+            transformer_layers_per_block=(1, 2), addition_embed_type="text_time", addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=34,
         ),
-        {**TIMES, "added_cond_kwargs": ADDED},
-        [*DEEP, *BESIDE_DEEP, *EMBEDDED, "64"],
-        {"conv_out.bias"},
+        {**TIMES, "added_cond_kwargs": ADDED}, [*DEEP, *BESIDE_DEEP, *EMBEDDED, "64"], LAST,
     ),
-    "vae": (Autoencoder, {"image": IMAGE, "latent": LATENT}, [*ENCODER, *DECODER], {"vae.quant_conv.bias", "vae.decoder.conv_out.bias"}),
+    "vae": (
+        Autoencoder, {"image": IMAGE, "latent": LATENT},
+        [*ENCODER, *DECODER], {"vae.quant_conv.bias", "vae.decoder.conv_out.bias"},
+    ),
     "clip": (Pooled, {"words": WORDS}, ["16", "24", "24", "2(8 8)", "2(8 8)"], set()),
     "sd3": (sd3, SD3, [*["16"] * 5, *["2(8) 8"] * 3, *["64"] * 3], {"proj_out.bias"}),
-    "flux": (
-        flux,
-        FLUX,
-        [*["32"] * 5, *["2(16)"] * 2, *["128"] * 3],
-        {"proj_out.bias", *(f"transformer_blocks.0.attn.norm_{one}.weight" for one in ("q", "k", "added_q", "added_k")),
-         *(f"single_transformer_blocks.0.attn.norm_{one}.weight" for one in "qk")},
-    ),
+    "flux": (flux, FLUX, [*["32"] * 5, *["2(16)"] * 2, *["128"] * 3], {"proj_out.bias", *ROTARY_OF_FLUX}),
     "llama": (lambda: decoder("Llama"), LANGUAGE, ["32", "48", "2(4 4)"], set()),
-    "tied": (lambda: decoder("Llama", tie_word_embeddings=True, attn_implementation="eager"), LANGUAGE, ["32", "48", "2(4 4)"], set()),
+    "tied": (
+        lambda: decoder("Llama", tie_word_embeddings=True, attn_implementation="eager"), LANGUAGE,
+        ["32", "48", "2(4 4)"], set(),
+    ),
     "qwen3": (lambda: decoder("Qwen3"), LANGUAGE, ["32", "48", "2(4 4)"], ROTARY),
     "phi3": (lambda: decoder("Phi3"), LANGUAGE, ["32", "48", "2(4 4)"], set()),
     "mixture": (lambda: mixture("batched_mm"), LANGUAGE, ["32", "4(10)", "2(4 4)"], ROTARY),
     "vit": (vit, {"pixel_values": IMAGE}, ["16", "24", "24", "2(8 8)", "2(8 8)"], {"classifier.bias"}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,4 +1,4 @@
-"""Networks in plain torch, after those of timm and torchvision: what is derived keeps the function, and is all there is."""
+"""Networks in plain torch, like those of timm and torchvision: all that can be permuted is derived, and no more."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ class NeoXAttention(nn.Module):
         return torch.cat([turn * angles.cos() + other * angles.sin(), rest], -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, places, width = x.shape
+        batch, places, _ = x.shape
         q, k, v = self.fused(x).view(batch, places, self.heads, -1).transpose(1, 2).chunk(3, -1)
         found = functional.scaled_dot_product_attention(self.turned(q), self.turned(k), v, is_causal=True)
         return self.dense(found.transpose(1, 2).reshape(x.shape))

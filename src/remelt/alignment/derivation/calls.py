@@ -1,4 +1,4 @@
-"""What rules for operations have in common: a tensor on its way through the graph, a call, and the register of rules."""
+"""What rules for operations share: a tensor on its way through the graph, a call, and the register of rules."""
 
 from __future__ import annotations
 

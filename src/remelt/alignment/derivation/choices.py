@@ -31,12 +31,12 @@ def _chosen(dimension: Expression, index: Traced) -> tuple[Expression, ...]:
         if index.picks is not None:
             pin(index.picks)
         pin(dimension)
-        return tuple(Pinned(size) for size in index.shape)
+        return index.dimensions
     tied = joined(dimension, index.picks)
     give_role(tied, "expert")
-    if len(index.dimensions) == 1:
+    if len(index.dimensions) == 1 and isinstance(index.dimensions[0], Pinned):
         return (Pick(index.shape[0], tied, index.source),)
-    return tuple(Pinned(size) for size in index.shape)
+    return index.dimensions
 
 
 @RULES.of("embedding")
@@ -131,8 +131,9 @@ def scattered(call: Call) -> Result:
     follows = index.picks is not None and index.picks.size == whole[axis]
     found: list[Expression] = []
     for here, (one, other) in enumerate(zip(tensor.dimensions, index.dimensions, strict=True)):
-        beside = [] if source is None else [source.dimensions[here]]
+        beside = [] if source is None or not source.dimensions else [source.dimensions[here]]
         if here == axis:
+            _aligned_or_pinned([other, *beside])
             if follows and index.picks is not None:
                 found.append(joined(one, index.picks))
             else:
@@ -146,6 +147,13 @@ def scattered(call: Call) -> Result:
     if index.picks is not None and not follows:
         pin(index.picks)
     return settled(found)
+
+
+def _aligned_or_pinned(expressions: Sequence[Expression]) -> None:
+    if len({one.size for one in expressions}) == 1:
+        broadcast(expressions)
+    else:
+        pin_all([Traced(tuple(expressions))])
 
 
 @RULES.of("index_add", "index_copy", "index_fill")

@@ -78,7 +78,7 @@ def _name_attention(one: Dimensions, other: Dimensions) -> None:
     give_role(other[-1], "value")
 
 
-@RULES.of("addmm", "baddbmm", "addbmm_", "addmv")
+@RULES.of("addmm", "baddbmm", "addmv")
 def product_with_sum(call: Call) -> Result:
     """A product of matrices, added to something."""
     start, one, other = call.tensors
@@ -153,6 +153,9 @@ def attention(call: Call) -> Result:
         give_role(dimension, "head")
     give_role(query[-1], "qk")
     give_role(value[-1], "value")
+    if call.get("is_causal"):
+        pin(query[-2])
+        pin(key[-2])
     scores = multiplied_matrices(query, (*key[:-2], key[-1], key[-2]))
     mask = call.optional("attn_mask")
     if mask is not None:

@@ -62,7 +62,7 @@ def _placed(
     levels, of_label = parts
     run, lying, beside = 1, [], []
     for factor in sorted(stretch.factors, key=lambda one: one.stride):
-        if factor.label in of_label:
+        if factor.label is not None and factor.label in of_label:
             stride = factor.stride * factor.size
             for level in of_label[factor.label]:
                 stride //= level.size

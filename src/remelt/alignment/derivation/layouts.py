@@ -191,17 +191,17 @@ def sliced(call: Call) -> Result:
     start = min(max(_counted(call.get("start") or 0, size), 0), size)
     if step == 1:
         return settled(taken(tensor.dimensions, axis, start, start + left), tensor)
-    if isinstance(tensor.dimensions[axis], Pinned | Uniform):
-        found = list(tensor.dimensions)
-        found[axis] = type(found[axis])(left)  # type: ignore[call-arg]
+    found = list(tensor.dimensions)
+    whole = found[axis]
+    if isinstance(whole, Pinned | Uniform):
+        found[axis] = type(whole)(left)
         return settled(found, tensor)
     if size % step == 0 and left == size // step and start < step:
-        outer, inner = factored(tensor.dimensions[axis], (left, step))
-        whole = (*tensor.dimensions[:axis], outer, inner, *tensor.dimensions[axis + 1 :])
+        outer, inner = factored(whole, (left, step))
         _divide_at(inner, range(step + 1))
-        return settled(without(taken(whole, axis + 1, start, start + 1), [axis + 1]), tensor)
-    pin(tensor.dimensions[axis])
-    found = list(tensor.dimensions)
+        rows = taken((*found[:axis], outer, inner, *found[axis + 1 :]), axis + 1, start, start + 1)
+        return settled(without(rows, [axis + 1]), tensor)
+    pin(whole)
     found[axis] = Pinned(left)
     return settled(found, tensor)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from remelt.alignment.derivation.labels import Label, scope_of
 from remelt.alignment.derivation.stretches import Places, Stretch
@@ -42,7 +43,7 @@ class Levels:
         """The sizes of the stretches that GroupNorms leave of a label."""
         ends = {end for width, before in label.partitions for end in range(width - before, label.size, width)}
         cuts = [0, *sorted(ends), label.size]
-        return tuple(stop - start for start, stop in zip(cuts, cuts[1:], strict=False))
+        return tuple(stop - start for start, stop in pairwise(cuts))
 
     def members(self, label: Label) -> int | None:
         """The size of each group, where all GroupNorms divide a label alike and into whole groups."""

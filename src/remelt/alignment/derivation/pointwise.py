@@ -25,10 +25,8 @@ def by_place(call: Call) -> Result:
     return tuple(settled(aligned(call.tensors)) for _ in call.shapes)
 
 
-RULES.of("polar", "complex", "copysign", "type_as", "dropout", "alpha_dropout", "feature_dropout", "native_dropout")(
-    by_place
-)
-RULES.of("where", "masked_fill", "lerp", "addcmul", "addcdiv", "clamp", "nan_to_num", "dropout_")(by_place)
+RULES.of("polar", "complex", "type_as", "dropout", "alpha_dropout", "feature_dropout", "native_dropout")(by_place)
+RULES.of("where", "masked_fill", "lerp", "addcmul", "addcdiv", "clamp", "nan_to_num")(by_place)
 
 
 @RULES.of("_to_copy", "to", "clone", "contiguous", "alias", "detach", "lift_fresh_copy", "lift", "positive", "_conj")
@@ -53,7 +51,7 @@ def filled(call: Call) -> Result:
     return Traced(tuple(Uniform(size) for size in call.shapes[0]))
 
 
-@RULES.of("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "logsumexp_", "normalize")
+@RULES.of("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
 def along(call: Call) -> Result:
     """What keeps a dimension and mixes along it, whatever the order of its places."""
     tensor = call.tensor()
@@ -62,7 +60,7 @@ def along(call: Call) -> Result:
 
 
 @RULES.of("sum", "mean", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "any", "all")
-@RULES.of("linalg_vector_norm", "norm", "nansum", "nanmean", "count_nonzero", "aminmax", "median_", "max", "min")
+@RULES.of("linalg_vector_norm", "norm", "nansum", "nanmean", "count_nonzero", "aminmax", "max", "min")
 def reduced(call: Call) -> Result:
     """What is left of a tensor where dimensions are summed, or the like."""
     tensor = call.tensor()
@@ -81,7 +79,7 @@ def reduced(call: Call) -> Result:
     return tuple(settled(left) for _ in call.shapes)
 
 
-@RULES.of("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "diff", "flip", "roll", "fft_fft")
+@RULES.of("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll")
 def ordered(call: Call) -> Result:
     """What depends on the order of places along a dimension."""
     tensor = call.tensor()
@@ -89,7 +87,7 @@ def ordered(call: Call) -> Result:
     axes = places(call.get("dims", call.get("dim")), rank)
     found = list(tensor.dimensions)
     for axis in axes:
-        if not isinstance(found[axis], Uniform) or call.name == "aten::diff" or "cum" in call.name:
+        if not isinstance(found[axis], Uniform) or "cum" in call.name:
             pin(found[axis])
             found[axis] = Pinned(call.shapes[0][axis])
     return tuple(settled(found) for _ in call.shapes)

@@ -23,9 +23,11 @@ from remelt.alignment.derivation.labels import (
     Uniform,
     added,
     may_depend,
+    mentioned,
     multiplied,
     opened,
     pin,
+    scope_of,
 )
 
 Ranges = dict[Label, tuple[int, int, Expression]]
@@ -71,7 +73,8 @@ def _sliced_label(root: Label, start: int, stop: int, ranges: Ranges) -> Express
     if root.split is None or isinstance(root.split, Cases):
         divide(root, sorted({0, start, stop, root.size}))
     if not isinstance(root.split, Sum):
-        assert root.split is not None and not isinstance(root.split, Cases)
+        assert root.split is not None
+        assert not isinstance(root.split, Cases)
         return sliced(root.split, start, stop, ranges)
     parts = _sliced_parts(root.split, start, stop, ranges)
     if len(parts) == 1:
@@ -170,7 +173,7 @@ def _spans(ends: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def become_family(root: Label, over: Label) -> list[Label]:
-    """Make an undivided label differ from one part to another of a sum that it stands below; what it becomes in each."""
+    """Make an undivided label differ from one part to another of a sum it stands below; what it becomes in each."""
     assert isinstance(over.split, Sum)
     parts = []
     for part in over.split.parts:
@@ -278,9 +281,23 @@ def partition(expression: Expression, width: int, before: int = 0) -> None:
             before = (before + part.size) % width
     else:
         first, inner = whole.factors[0], multiplied(whole.factors[1:])
-        if width % inner.size == 0 and before % inner.size == 0:
+        if not _freed(first, inner):
+            pin(whole)
+        elif width % inner.size == 0 and before % inner.size == 0:
             partition(first, width // inner.size, before // inner.size)
         elif inner.size % width == 0:
             partition(inner, width, before)
         else:
             pin(whole)
+
+
+def _freed(outer: Expression, inner: Expression) -> bool:
+    """Let the labels of an outer factor not depend on those of an inner one; whether that can be had."""
+    within = mentioned(inner)
+    for label in mentioned(outer):
+        if isinstance(label.split, Cases) and label.split.over.root in within:
+            return False
+        scope = scope_of(label)
+        if scope is not None:
+            label.scopes = [scope - within]
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from remelt.archs.axis_groups import AxisGroup, Level, Shapes, Window
@@ -77,10 +77,12 @@ class Draft:
 
     def finished(self) -> AxisGroup:
         """The group. A stream that GroupNorms read has groups where all divide it alike, cells where they differ."""
-        cells = self._cells() if self.partitions else (self.size,)
-        if len(cells) == 1:
+        # Groups of one channel each, and one that has the whole stream, allow what none would.
+        partitions = {one for one in self.partitions if one[0] > 1 and len(self._divided(one)) > 1}
+        if not partitions:
             return AxisGroup(self.name, self.levels, tuple(self.windows), self.crosses)
-        if len({self._divided(one) for one in self.partitions}) == 1 and len(set(cells)) == 1:
+        cells = self._cells(partitions)
+        if partitions == {(cells[0], 0)} and self.size % cells[0] == 0:
             levels = (Level(GROUP, len(cells)), Level(MEMBER, cells[0], below=(GROUP,)))
             regular = tuple(
                 Window(one.key, one.axis, (GROUP, MEMBER), one.offset, one.run, one.strides) for one in self.windows
@@ -94,9 +96,9 @@ class Draft:
         width, before = partition
         return (*range(width - before, self.size, width), self.size)
 
-    def _cells(self) -> tuple[int, ...]:
-        """The common refinement of all GroupNorms that read this stream."""
-        ends = sorted({end for one in self.partitions for end in self._divided(one)})
+    def _cells(self, partitions: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+        """The common refinement of the GroupNorms that read this stream."""
+        ends = sorted({end for one in partitions for end in self._divided(one)})
         return tuple(end - start for start, end in zip((0, *ends), ends, strict=False))
 
 
