@@ -20,6 +20,7 @@ from remelt.alignment.rotations import rotatable, rotated
 from remelt.api import alignment
 from remelt.api.permuted_adapters import permute_adapter
 from remelt.api.rotated_views import SavedTurns
+from remelt.cli.main import run
 from remelt.errors import AdapterError, CheckError, RecipeError
 from remelt.formats.checkpoint import open_checkpoint
 
@@ -210,6 +211,15 @@ def test_a_model_that_does_not_fit_is_refused(folder: Path) -> None:
     only = replace(load_permutations(Path("R.safetensors")), permutations={})
     with pytest.raises(CheckError, match=f"1 tensor is on permuted axes, but of I32: {key}"):
         rm.plan(rm.permute("changed", only))
+
+
+def test_the_command_rotates_and_tells_so(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("rebasin", "--model-a", "a", "--model-b", "b", "--start", "identity", "--overwrite")
+    more = ("--rotations", "--save-permutations", "Q.safetensors", "-o", "mix")
+    assert run([*words, *more]) == 0
+    assert "heads of 12 groups were rotated\n" in capsys.readouterr().out
+    assert run([*words, "--permutations", "Q", "-o", "again"]) == 0
+    assert alike(load_file("again.safetensors"), load_file("mix.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["crossing", "rotations"])
