@@ -1,4 +1,4 @@
-"""Several models aligned to each other: permuted copies are brought back, and merges of them are those of the copies."""
+"""Several models aligned to each other: permuted copies are brought back, and merged as they were."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotated heads in merges and files: the function stays, bytes depend on nothing but the models, what cannot is told."""
+"""Rotated heads in merges and files: the function stays, bytes depend on the models alone, what cannot is told."""
 
 from __future__ import annotations
 
@@ -153,8 +153,8 @@ def test_what_is_read_does_not_depend_on_how_it_is_cut(folder: Path) -> None:
 
 def test_memory_is_bounded_and_planned() -> None:
     recipe = rm.weighted_sum("a", rm.permute("b", "R"), alpha=0.3)
-    planned = rm.plan(recipe, "mix.safetensors", threads=1, memory="96MiB")
-    plain = rm.plan(rm.weighted_sum("a", "b", alpha=0.3), "mix.safetensors", threads=1, memory="96MiB")
+    planned = rm.plan(recipe, "planned.safetensors", threads=1, memory="96MiB")
+    plain = rm.plan(rm.weighted_sum("a", "b", alpha=0.3), "planned.safetensors", threads=1, memory="96MiB")
     assert plain.peak_memory < planned.peak_memory <= 96 * 2**20
     assert planned.bytes_read == plain.bytes_read
 
@@ -236,7 +236,7 @@ def test_text_has_rotations_and_reads_them_again() -> None:
 
 
 def test_a_plan_tells_that_heads_are_rotated() -> None:
-    (note,) = rm.plan(rm.rebasin("b", to="a", rotations=True), "mix.safetensors").notes
+    (note,) = rm.plan(rm.rebasin("b", to="a", rotations=True), "planned.safetensors").notes
     assert "FLOP a dense sweep, and the heads' rotations" in note
 
 

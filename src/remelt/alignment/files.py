@@ -26,7 +26,7 @@ from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError, OutputError
 from remelt.formats.checkpoint import Checkpoint, open_checkpoint
-from remelt.recipe.node import HeldPermutations
+from remelt.recipe.axis_orders import HeldPermutations
 from remelt.tensors import tensor_over
 
 FORMAT_KEY, GROUPS_KEY, SHAPES_KEY, FACTS_KEY = (

@@ -84,15 +84,16 @@ class RotatedCheckpoint(Checkpoint):
         return self.checkpoint.part(key, start, stop) if self._stays(key) else None
 
     def beside(self, key: str, elements: int) -> int:
-        """Those rows in the type in which they are computed and in their own, and some of the rows of a head."""
+        """Those rows in the type in which they are computed, twice, and in their own, and some of the rows of a head."""
         if key not in self.turning.keys:
             return self.checkpoint.beside(key, elements)
         info = self.tensors[key]
         width = math.prod(info.shape[1:])
         size = max(info.dtype.itemsize, 4)
-        rows = min(elements + 2 * width, info.numel) * (size + info.dtype.itemsize)
+        rows = min(elements + 2 * width, info.numel)
         block = min(max(_BLOCK, self._longest(key)) * width, info.numel)
-        return rows + _COPIES * block * size + self.checkpoint.beside(key, block)
+        computed = rows * (2 * size + info.dtype.itemsize) + _COPIES * block * size
+        return computed + self.checkpoint.beside(key, max(rows, block))
 
     def _longest(self, key: str) -> int:
         """The most rows that one head may have; all where that is not known yet."""

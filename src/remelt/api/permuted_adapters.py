@@ -21,8 +21,8 @@ from remelt.api.opening import open_models
 from remelt.api.options import PathLike
 from remelt.api.permuted_views import Saved, SavedGathers
 from remelt.api.prepare import prepare
-from remelt.api.rotated_views import PartTurns, SavedTurns
 from remelt.api.recipes import JOINED_KEY, RECIPE_KEY
+from remelt.api.rotated_views import PartTurns, SavedTurns
 from remelt.archs.arch import Arch, all_archs
 from remelt.check.bound import bind_recipes
 from remelt.check.inputs import Input

@@ -22,7 +22,7 @@ from remelt.errors import CheckError, Problem
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.overlaid import OverlaidCheckpoint
 from remelt.formats.permuted import Gather, PermutedCheckpoint, Positions
-from remelt.recipe.node import AlignedTo
+from remelt.recipe.axis_orders import AlignedTo
 
 Lying = Mapping[str, Sequence[tuple[AxisGroup, Window]]]
 

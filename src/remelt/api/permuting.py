@@ -10,7 +10,8 @@ from remelt.api.alignment import Alignment
 from remelt.api.permuted_views import Saved, aligned_model, permuted_model
 from remelt.check.inputs import Input
 from remelt.errors import RecipeError
-from remelt.recipe.node import AlignedTo, Model, PermutedBy
+from remelt.recipe.axis_orders import AlignedTo, PermutedBy
+from remelt.recipe.node import Model
 
 
 class Permuting:

@@ -53,7 +53,8 @@ def match_first(prepared: Prepared, *, quiet: bool) -> None:
 
 def shown(visit: Visit, model: str = "") -> str:
     """One visit in words: where matching is, and how near the models lie."""
-    return f"{model}{': ' if model else ''}{visit.start}, sweep {visit.sweep + 1}: {visit.group.name}, objective {visit.agreement:.6g}"
+    whose = f"{model}: " if model else ""
+    return f"{whose}{visit.start}, sweep {visit.sweep + 1}: {visit.group.name}, objective {visit.agreement:.6g}"
 
 
 class _Sweep:

@@ -12,20 +12,10 @@ from dataclasses import replace
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError, Span
 from remelt.recipe.adapter import TO_LORA
+from remelt.recipe.axis_orders import AlignedTo, HeldPermutations, PermutedBy
 from remelt.recipe.layers import LAYERS, STACK
 from remelt.recipe.mixture import MIXTURE
-from remelt.recipe.node import (
-    AlignedTo,
-    Call,
-    HeldPermutations,
-    Model,
-    Node,
-    Operand,
-    Parameter,
-    PermutedBy,
-    Value,
-    as_node,
-)
+from remelt.recipe.node import Call, Model, Node, Operand, Parameter, Value, as_node
 from remelt.recipe.vocabulary import ALIGN
 from remelt.recipe.walk import rewrite, topological
 
