@@ -15,11 +15,13 @@ from small_models import Tensors, clip_l, groups_of, shuffled, whole, write, wri
 import remelt as rm
 from remelt.alignment.files import SavedPermutations, load_permutations
 from remelt.alignment.instances import INSTANCES
+from remelt.alignment.permutation import random_permutation
 from remelt.alignment.rotated_checkpoint import RotatedCheckpoint
 from remelt.alignment.rotations import rotatable, rotated
 from remelt.api import alignment
 from remelt.api.permuted_adapters import permute_adapter
 from remelt.api.rotated_views import SavedTurns
+from remelt.archs.axes.find import axis_groups
 from remelt.cli.main import run
 from remelt.errors import AdapterError, CheckError, RecipeError
 from remelt.formats.checkpoint import open_checkpoint
@@ -102,6 +104,33 @@ def test_an_aligned_model_with_rotations_computes_the_same_and_lies_nearer(
         got = other.function({key: tensor.double() for key, tensor in made.items()})
         for x, y in zip(got, wanted, strict=True):
             assert float((x - y).abs().max() / y.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux", "llama", "t5"])
+def test_random_permutations_and_rotations_of_everything_keep_the_function(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    one = INSTANCES[name]()
+    groups, drawn = axis_groups(one.arch, one.shapes, one.heads), np.random.default_rng(0)
+    free = [group for group in groups if not group.is_fixed]
+    rotations = {
+        group.name: {
+            level: orthogonal(*group.extent(group.by_name[level]), group.by_name[level].size)
+            for level in rotatable(group, one.shapes)
+        }
+        for group in free
+    }
+    assert any(rotations.values())
+    saved = SavedPermutations(
+        {group.name: random_permutation(group, drawn) for group in free},
+        groups,
+        one.shapes,
+        one.arch,
+        rotations={group: levels for group, levels in rotations.items() if levels},
+    )
+    made = rm.merge(rm.permute(write(tmp_path, "model", dict(one.tensors)), saved))
+    for x, y in zip(one.function(made), one.function(one.tensors), strict=True):
+        assert float((x - y).abs().max() / y.abs().max()) < 1e-6  # matrices are of float32
 
 
 def test_found_rotations_are_kept_and_applied_to_the_same_bytes(folder: Path) -> None:

@@ -84,7 +84,7 @@ class RotatedCheckpoint(Checkpoint):
         return self.checkpoint.part(key, start, stop) if self._stays(key) else None
 
     def beside(self, key: str, elements: int) -> int:
-        """Those rows in the type in which they are computed, twice, and in their own, and some of the rows of a head."""
+        """Those rows as they are computed, twice, and in their own type, and some times the rows of a head."""
         if key not in self.turning.keys:
             return self.checkpoint.beside(key, elements)
         info = self.tensors[key]
