@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from remelt.api.options import MergeOptions
     from remelt.api.permuted_adapters import permute_adapter
     from remelt.api.rebasing import align_models
+    from remelt.api.rebasing_many import align_many
     from remelt.api.recipes import compose, deserialize, serialize
     from remelt.engine.cache import Cache
     from remelt.errors import (
@@ -106,6 +107,7 @@ _HOMES = {
     "remelt.api.options": ("MergeOptions",),
     "remelt.api.permuted_adapters": ("permute_adapter",),
     "remelt.api.rebasing": ("align_models",),
+    "remelt.api.rebasing_many": ("align_many",),
     "remelt.api.recipes": ("compose", "deserialize", "serialize"),
     "remelt.engine.cache": ("Cache",),
     "remelt.errors": (
@@ -217,6 +219,7 @@ __all__ = [
     "add_opposite_mask",
     "add_strict_opposite",
     "add_strict_opposite_mask",
+    "align_many",
     "align_models",
     "align_vocabulary",
     "arcee_fusion",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 from remelt.alignment.files import SavedPermutations, load_permutations, save_permutations
 from remelt.alignment.margin_files import load_margins, save_margins
 from remelt.alignment.margins import Margins, Rows
-from remelt.alignment.permutation import Permutation, random_permutation
+from remelt.alignment.permutation import Permutation, permuted, random_permutation
+from remelt.alignment.rotations import rotated
 from remelt.archs.axis_groups import AxisGroup, Level, Window
 from remelt.errors import FormatError, OutputError
 
@@ -32,6 +34,9 @@ GROUPS = (
     AxisGroup("mlp", (Level("expert", 2), Level("hidden", 3, ("expert",))),
         (Window("gate", 0, ("expert",)), Window("e.{}", 0, ("expert", "hidden")))),
 )  # fmt: skip
+
+
+EYE = torch.eye(3).expand(2, 3, 3).clone()
 
 
 def some(seed: int = 0) -> SavedPermutations:
@@ -72,6 +77,25 @@ def test_levels_are_tensors_of_int32(tmp_path: Path) -> None:
     assert {key: (str(one.dtype), one.tolist()) for key, one in found.items()} == {"attn/v/head": ("int32", [1, 0])}
 
 
+@given(st.integers(0, 2**32))
+def test_rotations_are_kept_and_their_inverse_undoes_them(seed: int) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    matrices = torch.linalg.qr(torch.randn(2, 3, 3, generator=drawn, dtype=torch.float64))[0].float()
+    saved = replace(some(seed), rotations={"attn/v": {"value": matrices}})
+    with tempfile.TemporaryDirectory() as folder:
+        found = load_permutations(save_permutations(saved, Path(folder) / "P.safetensors"))
+    assert torch.equal(found.rotations["attn/v"]["value"], matrices)
+    assert "attn/v" in {group.name for group in replace(found, permutations={}).changing}
+    tensors = {key: torch.randn(shape, generator=drawn) for key, shape in SHAPES.items()}
+    moved, back = found, found.inverse()
+    for one in (moved, back):
+        tensors = rotated(permuted(tensors, one.permutations.values()), one.groups, one.rotations)
+    drawn.manual_seed(seed)
+    torch.randn(2, 3, 3, generator=drawn, dtype=torch.float64)
+    for key, shape in SHAPES.items():
+        assert torch.allclose(tensors[key], torch.randn(shape, generator=drawn), atol=1e-5), key
+
+
 def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     path = save_permutations(some(), tmp_path / "P.safetensors")
     with pytest.raises(OutputError, match=r"P\.safetensors exists"):
@@ -104,7 +128,7 @@ def _told(key: str, value: str) -> Change:
     ("change", "message"),
     [
         (lambda _, metadata: metadata.clear(), r"P\.safetensors is no permutation file: its metadata has no remelt"),
-        (_told("remelt_permutations", "2"), "is a permutation file of format '2', but this remelt reads format 1"),
+        (_told("remelt_permutations", "3"), "is a permutation file of format '3', but this remelt reads form"),
         (_told("remelt_groups", "{"), "is damaged: what its metadata tells is no groups"),
         (_told("remelt_groups", "[1]"), "is damaged: what its metadata tells is no groups"),
         (_told("remelt_shapes", "[]"), "is damaged: what its metadata tells is no groups"),
@@ -120,6 +144,10 @@ def _told(key: str, value: str) -> Change:
         (_tensor("stream/channel", np.array([3, 1, 2, 0], np.int32)), "is no permutation of its level"),
         (_tensor("attn/v/value", np.arange(6, dtype=np.int32)), r"/value' is I32 \[6\], but it must be I32 \[2, 3\]"),
         (_tensor("stream/channel", np.arange(4)), r"is I64 \[4\], but it must be I32 \[4\]"),
+        (_tensor("attn/v/value.rotation", EYE.numpy().copy() * 2), "'attn/v/value.rotation' is no rotation of each"),
+        (_tensor("attn/v/value.rotation", EYE.numpy() * np.float32("nan")), "value.rotation' is no rotation of each"),
+        (_tensor("attn/v/value.rotation", EYE[:1].numpy()), r"is F32 \[1, 3, 3\], but it must be F32 \[2, 3, 3\]"),
+        (_tensor("attn/v/head.rotation", EYE.numpy()), "'attn/v/head.rotation' rotates what may only be permuted"),
         (_tensor("stream/chanel", np.arange(4, dtype=np.int32)), "'stream/chanel' is no level of a group"),
     ],
 )  # fmt: skip

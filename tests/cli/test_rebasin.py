@@ -108,6 +108,11 @@ def test_a_plan_tells_that_models_are_aligned_first(remelt: Remelt, folder: Path
             2,
             "with --permutations nothing is matched",
         ),
+        (
+            ("rebasin", "--model-a", "a", "--model-b", "b", "--permutations", "P", "--rotations", "-o", "x"),
+            2,
+            "with --permutations nothing is matched, that could be kept, proven or rotated",
+        ),
         (("rebasin", "many", "a"), 2, "at least two models are averaged"),
         (("rebasin", "--model-a", "a", "--model-b", "b", "--save-permutations", "a.safetensors"), 3, "exists"),
         (("rebasin", "--model-a", "a", "--model-b", "b", "-o", "a.safetensors"), 3, "a.safetensors exists"),

@@ -38,7 +38,9 @@ def test_operands_by_name_stand_in_the_order_of_the_signature() -> None:
         (lambda: sd_mecha.rotate(A, B, alignement=0.5), "did you mean 'alignment'"),
         (lambda: sd_mecha.rotate(A, B, alignment=0.5, beta=0.5), "not all of them"),
         (lambda: sd_mecha.copy_region(A, B, widht=0.5), "did you mean 'width'"),
-        (lambda: sd_mecha.rebasin(A, B), "rebasin of sd-mecha is not in remelt yet"),
+        (lambda: sd_mecha.rebasin(A), "rebasin needs 2 models, but ref is missing"),
+        (lambda: sd_mecha.rebasin(A, B, iter=5), "rebasin has no argument 'iter'\nhint: did you mean 'iters'"),
+        (lambda: sd_mecha.randperm(A), "randperm of sd-mecha is not in remelt yet"),
         (lambda: sd_mecha.omit_non_finite(A), "omit_non_finite of sd-mecha is not in remelt yet"),
         (lambda: sd_mecha.merge_method(reuse_output=False), "did you mean 'reuse_outputs'"),
         (lambda: sd_mecha.model("a", "sd1-kohya"), "the model config 'sd1-kohya' is not read"),
@@ -52,6 +54,29 @@ def test_operands_by_name_stand_in_the_order_of_the_signature() -> None:
 def test_what_is_not_taken_is_refused(wrong: Callable[[], object], message: str) -> None:
     with pytest.raises((RecipeError, TypeError), match=message):
         wrong()
+
+
+def test_rebasin_aligns_the_first_model_to_the_second() -> None:
+    for made in (sd_mecha.rebasin(A, B), sd_mecha.rebasin(A, B, 20), sd_mecha.rebasin(ref=B, a=A, iters=1)):
+        assert made.digest() == rm.rebasin(A, to=B).digest()
+
+
+def test_what_rebasin_does_otherwise_on_purpose() -> None:
+    """What the documentation says of sd-mecha's: where this fails, it has changed there."""
+    sdxl = pytest.importorskip("sd_mecha.extensions.builtin.merge_methods.rebasin.sdxl_sgm")
+    closures = sdxl.perm_graph.closures()
+    keys = {key for closure in closures for key in closure.keys}
+    assert not any(key.startswith("first_stage_model.") for key in keys)
+    assert not any(".in_layers." in key or ".proj_in." in key for key in keys)
+    attention = [
+        (closure.pid_to_width[number], node.offset)
+        for closure in closures
+        for number, nodes in closure.pid_to_nodes.items()
+        for node in nodes
+        if node.key.endswith("attn1.to_v.weight")
+    ]
+    assert {width for width, _ in attention} == {10, 20}  # of heads that have 64 channels
+    assert any(offset // 64 != (offset + width - 1) // 64 for width, offset in attention)
 
 
 def test_arguments_of_the_first_versions_are_taken() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 import remelt as rm
 from remelt.errors import RecipeError
-from remelt.recipe.node import AlignedTo, Model, Node, PermutedBy
+from remelt.recipe.axis_orders import AlignedTo, PermutedBy
+from remelt.recipe.node import Model, Node
 from remelt.recipe.permuting import expand_permutations, permute, rebasin
 from remelt.recipe.walk import topological
 from remelt.text.reader import read_recipe

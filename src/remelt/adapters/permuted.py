@@ -24,6 +24,8 @@ Moves = Mapping[int, Positions]
 """For each axis of a tensor along which anything moves, which index comes to each place."""
 Part = tuple[str, int, Positions]
 """A part of a module, one of its axes, and which index comes to each place there."""
+TurnedParts = Mapping[str, Mapping[int, tuple[str, int]]]
+"""By the keys of an adapter's parts, for each axis that is to be rotated: as which axis of which original tensor."""
 _SHOWN = 5
 _TO_LORA = 'to_lora(permute(adapter, "found.safetensors"), rank=32) of it is computed from the difference as a whole'
 
@@ -61,13 +63,15 @@ def permuted_adapter(
     told: str,
     *,
     alone: bool = False,
-) -> PermutedCheckpoint:
+    turned: Mapping[str, Collection[int]] | None = None,
+) -> tuple[PermutedCheckpoint, TurnedParts]:
     """An adapter's own tensors, permuted as the tensors that they change: its factors by rows or by columns.
 
     ``gather_of`` says of a tensor by its original key where its elements come from; ``told`` what decides that. LoRA,
     LoCon, LoHa, DoRA, biases and full differences are permuted, and any kind where nothing moves. Raises `AdapterError`
     with the modules of other kinds, and with those that would change their names; with ``alone``, also where changes
-    depend on the model's own weights.
+    depend on the model's own weights. ``turned`` are the axes of original tensors that rotations turn after that: what
+    they turn in the adapter is told. Of LoRA, biases and full differences that can be.
     """
     changes: Any = changes_of(adapter, layouts, lambda _: adapter).checkpoint
     assert isinstance(changes, ChangesCheckpoint)
@@ -76,19 +80,24 @@ def permuted_adapter(
     modules = modules_of(adapter.tensors)
     places = _places(layouts, {entry.dialect for entry in changes.entries.values()})
     axes: dict[str, dict[int, Positions]] = {}
+    turns: dict[str, dict[int, tuple[str, int]]] = {}
     refused: list[str] = []
     for entry in changes.entries.values():
         try:
-            moves = _moves(entry, places[entry.dialect].get(entry.key, []), gather_of)
+            parts, own = modules[entry.parts.module].parts, places[entry.dialect].get(entry.key, [])
+            moves = _moves(entry, own, gather_of)
             for part, axis, index in _parts(entry, moves) if moves else ():
-                axes.setdefault(modules[entry.parts.module].parts[part], {})[axis] = index
+                axes.setdefault(parts[part], {})[axis] = index
+            for part, axis, original in _turned(entry, own, turned or {}):
+                turns.setdefault(parts[part], {})[axis] = original
         except _NotPermutedError as error:
             refused.append(f"  {entry.parts.module}: {error}")
     if refused:
         more = [f"  and {len(refused) - _SHOWN} more"] if len(refused) > _SHOWN else []
         lines = [f"{len(refused)} of its modules cannot be permuted by their parts:", *refused[:_SHOWN], *more]
         raise AdapterError("\n".join(lines), hint=_TO_LORA)
-    return PermutedCheckpoint(adapter, PartGathers({key: Gather(key, one) for key, one in axes.items()}, told))
+    gathers = PartGathers({key: Gather(key, one) for key, one in axes.items()}, told)
+    return PermutedCheckpoint(adapter, gathers), turns
 
 
 class _NotPermutedError(Exception):
@@ -149,6 +158,25 @@ def _place_rows(rows: Positions, moved: Positions, own: list[_Place], *, turned:
         rows[start : start + span] = here[moved[at : at + span]]
     if (rows < 0).any():
         raise _NotPermutedError("rows of other modules come to its own")
+
+
+def _turned(
+    entry: Entry, places: list[_Place], turned: Mapping[str, Collection[int]]
+) -> Iterator[tuple[str, int, tuple[str, int]]]:
+    """The parts of a module that are rotated: a part, one of its axes, and which one of the original tensor that is."""
+    if all(place[0] not in turned for place in places):
+        return
+    original, at, start, count, transposed = places[0]
+    whole = len(places) == 1 and (at, start, count) == (0, 0, entry.shape[0]) and not transposed
+    infos = entry.parts.infos
+    if not whole or MAGNITUDE in infos:
+        raise _NotPermutedError("its heads are rotated, but it has parts of rotated rows, or magnitudes of rows")
+    index = {axis: np.arange(entry.shape[axis]) for axis in turned[original]}
+    for part, axis, rows in _parts(entry, index):
+        wanted = 0 if part.endswith(("lora_up.weight", "bias")) or axis == 0 else 1
+        if isinstance(entry.kind, LoHa) or is_turned(entry.parts, entry.shape) or len(rows) != entry.shape[wanted]:
+            raise _NotPermutedError(f"its heads are rotated, which {entry.kind.name} cannot follow by its parts")
+        yield part, axis, (original, wanted)
 
 
 def _alike(one: Positions | None, other: Positions | None) -> bool:

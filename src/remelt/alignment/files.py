@@ -1,7 +1,7 @@
 """Permutations in files: one small safetensors file that tells where they belong, how they were found, and what for.
 
-A level that moves is a tensor ``GROUP/LEVEL`` of int32; the metadata has the groups with their windows, so that a file
-is applied without knowing the arch.
+A level that moves is a tensor ``GROUP/LEVEL`` of int32, one that is rotated then a tensor ``GROUP/LEVEL.rotation`` of
+float32; the metadata has the groups with their windows, so that a file is applied without knowing the arch.
 """
 
 from __future__ import annotations
@@ -16,31 +16,40 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import torch
 from numpy.typing import NDArray
 
-from remelt.alignment.permutation import Permutation, Permutations, identity
+from remelt.alignment.permutation import Permutation, Permutations, Rotations, identity
+from remelt.alignment.rotations import inverse_rotations, rotatable
 from remelt.archs.axis_groups import AxisGroup, Level, Shapes, Window, faults, keys_of
 from remelt.core.dtype import DType
+from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError, OutputError
-from remelt.formats.checkpoint import open_checkpoint
+from remelt.formats.checkpoint import Checkpoint, open_checkpoint
+from remelt.recipe.axis_orders import HeldPermutations
+from remelt.tensors import tensor_over
 
 FORMAT_KEY, GROUPS_KEY, SHAPES_KEY, FACTS_KEY = (
     f"remelt_{name}" for name in ("permutations", "groups", "shapes", "match")
 )
-FORMAT = "1"
+FORMAT, ROTATED = FORMATS = "1", "2"
+"""Of permutations alone, and with rotations."""
+ROTATION = ".rotation"
 ORIGINAL = "original"
 _OTHER = "remelt rebasin --model-a A --model-b B --save-permutations FILE writes one"
 _BROKEN = "take it again from where it came from, or align the models anew"
 _SHOWN = 3
 _MOST = 2**28
 """Indices of a group, of which no model has as many."""
+_ROUNDING = 1e-3
+"""How far from orthogonal a matrix of float32 may be, for any size of a head."""
 _NUMBERS = ("before", "after", "certified")
 Part = NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class SavedPermutations:
-    """Permutations of a model's axis groups, and what is known of them.
+@dataclass(frozen=True, eq=False, repr=False)
+class SavedPermutations(HeldPermutations):
+    """Permutations of a model's axis groups, rotations of heads after them, and what is known of both.
 
     ``groups`` are all groups of the model, fixed ones included, and ``shapes`` those of its tensors, by their keys in
     ``dialect``. ``reference`` and ``model`` are SHA-256 hashes of the contents of what was aligned; ``before`` and
@@ -59,16 +68,24 @@ class SavedPermutations:
     after: float | None = None
     certified: float | None = None
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rotations: Rotations = field(default_factory=dict)
 
     def inverse(self) -> SavedPermutations:
         """What undoes them: the same file, read the other way."""
         undone = {name: one.inverse() for name, one in self.permutations.items()}
-        return replace(self, permutations=undone, reference=self.model, model=self.reference)
+        turned = inverse_rotations(self.groups, self.permutations, self.rotations)
+        return replace(self, permutations=undone, rotations=turned, reference=self.model, model=self.reference)
 
     @property
     def moving(self) -> dict[str, Permutation]:
         """Those that move anything."""
         return {name: one for name, one in self.permutations.items() if not one.is_identity}
+
+    @property
+    def changing(self) -> tuple[AxisGroup, ...]:
+        """The groups of which anything is moved or rotated."""
+        moving = self.moving
+        return tuple(group for group in self.groups if group.name in moving or group.name in self.rotations)
 
 
 def save_permutations(saved: SavedPermutations, path: Path, *, overwrite: bool = False) -> Path:
@@ -84,16 +101,21 @@ def save_permutations(saved: SavedPermutations, path: Path, *, overwrite: bool =
         for level, part in one.parts.items()
         if not np.array_equal(part, identity(one.group.by_name[level], one.group))
     }
+    rotations = {
+        f"{name}/{level}{ROTATION}": np.ascontiguousarray(matrices.numpy(), np.float32)
+        for name, levels in saved.rotations.items()
+        for level, matrices in levels.items()
+    }
     facts = {name: getattr(saved, name) for name in ("arch", "dialect", "reference", "model", *_NUMBERS)}
     metadata = {
-        FORMAT_KEY: FORMAT,
+        FORMAT_KEY: ROTATED if rotations else FORMAT,
         GROUPS_KEY: _compact([_told(group) for group in saved.groups]),
         SHAPES_KEY: _compact({key: list(shape) for key, shape in saved.shapes.items()}),
         FACTS_KEY: _compact({**facts, "reports": {name: dict(one) for name, one in saved.reports.items()}}),
     }
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(safetensors.numpy.save(tensors, metadata))
+        partial.write_bytes(safetensors.numpy.save({**tensors, **rotations}, metadata))
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -107,9 +129,10 @@ def load_permutations(path: Path) -> SavedPermutations:
         told, name = checkpoint.metadata, path.name
         if FORMAT_KEY not in told:
             raise FormatError(f"{name} is no permutation file: its metadata has no {FORMAT_KEY}", hint=_OTHER)
-        if told[FORMAT_KEY] != FORMAT:
+        if told[FORMAT_KEY] not in FORMATS:
             raise FormatError(
-                f"{name} is a permutation file of format {told[FORMAT_KEY]!r}, but this remelt reads format {FORMAT}",
+                f"{name} is a permutation file of format {told[FORMAT_KEY]!r}, "
+                f"but this remelt reads formats {' and '.join(FORMATS)}",
                 hint="a newer version of remelt wrote it: update this one",
             )
         try:
@@ -122,27 +145,58 @@ def load_permutations(path: Path) -> SavedPermutations:
                 f"{name} is damaged: what its metadata tells is no groups: {error}", hint=_BROKEN
             ) from None
         _refuse_faults(name, groups, shapes)
-        parts: dict[str, dict[str, Part]] = {}
-        by_name = {group.name: group for group in groups}
-        for key, info in checkpoint.tensors.items():
-            group_name, _, level_name = key.rpartition("/")
-            group = by_name.get(group_name)
-            level = None if group is None else group.by_name.get(level_name)
-            if group is None or level is None:
-                raise FormatError(f"{name} is damaged: {key!r} is no level of a group that it tells", hint=_BROKEN)
-            if info.dtype is not DType.I32 or info.shape != group.extent(level):
-                wanted = f"I32 {list(group.extent(level))}"
-                raise FormatError(f"{name} is damaged: {key!r} is {info}, but it must be {wanted}", hint=_BROKEN)
-            part = np.frombuffer(checkpoint.read(key), "<i4").reshape(info.shape).astype(np.int32)
-            if not _is_permutation(part, level):
-                raise FormatError(f"{name} is damaged: {key!r} is no permutation of its level", hint=_BROKEN)
-            parts.setdefault(group_name, {})[level_name] = part
-    found = {one: Permutation(by_name[one], some) for one, some in parts.items()}
+        found, rotations = _read_levels(checkpoint, name, groups, shapes)
     known: dict[str, Any] = {one: facts[one] for one in ("arch", *_NUMBERS) if facts.get(one) is not None}
     known |= {one: str(facts.get(one) or "") for one in ("reference", "model")}
     return SavedPermutations(
-        found, groups, shapes, dialect=str(facts.get("dialect") or ORIGINAL), reports=reports, **known
+        found,
+        groups,
+        shapes,
+        dialect=str(facts.get("dialect") or ORIGINAL),
+        reports=reports,
+        rotations=rotations,
+        **known,
     )
+
+
+def _read_levels(
+    checkpoint: Checkpoint, name: str, groups: Iterable[AxisGroup], shapes: Shapes
+) -> tuple[dict[str, Permutation], dict[str, dict[str, torch.Tensor]]]:
+    """The permutations and rotations of a file's levels; `FormatError` for what is neither."""
+    parts: dict[str, dict[str, Part]] = {}
+    rotations: dict[str, dict[str, torch.Tensor]] = {}
+    by_name = {group.name: group for group in groups}
+    for key, info in checkpoint.tensors.items():
+        group_name, _, level_name = key.rpartition("/")
+        group = by_name.get(group_name)
+        turns = group is not None and level_name.endswith(ROTATION) and level_name not in group.by_name
+        level_name = level_name.removesuffix(ROTATION) if turns else level_name
+        level = None if group is None else group.by_name.get(level_name)
+        if group is None or level is None:
+            raise FormatError(f"{name} is damaged: {key!r} is no level of a group that it tells", hint=_BROKEN)
+        if turns and level_name not in rotatable(group, shapes):
+            raise FormatError(f"{name} is damaged: {key!r} rotates what may only be permuted", hint=_BROKEN)
+        extent = group.extent(level)
+        wanted = TensorInfo(DType.F32, (*extent, level.size)) if turns else TensorInfo(DType.I32, extent)
+        if info != wanted:
+            raise FormatError(f"{name} is damaged: {key!r} is {info}, but it must be {wanted}", hint=_BROKEN)
+        if turns:
+            matrices = tensor_over(checkpoint.read(key), DType.F32).clone().reshape(info.shape)
+            if not _is_rotation(matrices):
+                raise FormatError(f"{name} is damaged: {key!r} is no rotation of each head", hint=_BROKEN)
+            rotations.setdefault(group_name, {})[level_name] = matrices
+            continue
+        part = np.frombuffer(checkpoint.read(key), "<i4").reshape(info.shape).astype(np.int32)
+        if not _is_permutation(part, level):
+            raise FormatError(f"{name} is damaged: {key!r} is no permutation of its level", hint=_BROKEN)
+        parts.setdefault(group_name, {})[level_name] = part
+    return {one: Permutation(by_name[one], some) for one, some in parts.items()}, rotations
+
+
+def _is_rotation(matrices: torch.Tensor) -> bool:
+    """Whether each is orthogonal within the rounding of float32."""
+    product = matrices @ matrices.transpose(1, 2)
+    return bool((product - torch.eye(matrices.shape[-1])).abs().max() < _ROUNDING)  # NaN is not
 
 
 def windowed_keys(groups: Iterable[AxisGroup]) -> dict[str, list[tuple[AxisGroup, Window]]]:

@@ -16,7 +16,7 @@ from remelt.alignment.assignment import Solver, solve
 from remelt.alignment.experts import are_many, better_experts
 from remelt.alignment.margins import Margins, certified
 from remelt.alignment.order import outward
-from remelt.alignment.permutation import Permutation, Permutations, of_groups
+from remelt.alignment.permutation import Permutation, Permutations, Rotations, of_groups
 from remelt.alignment.products import agreement, inner_products, squared_norms
 from remelt.alignment.refusals import refuse_unfit
 from remelt.alignment.signatures import signature_start
@@ -60,6 +60,8 @@ class Match:
     certified: tuple[str, ...] = ()
     """Groups of which margins prove that no permutation of theirs alone betters the identity."""
     visits: tuple[Visit, ...] = field(default=(), repr=False)
+    rotations: Rotations = field(default_factory=dict, repr=False)
+    """Of heads that are turned once they are permuted, where that was asked for."""
 
     @property
     def distances(self) -> tuple[float, float]:

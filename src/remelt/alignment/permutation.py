@@ -118,6 +118,11 @@ class Permutation:
 
 Permutations = Mapping[str, Permutation]
 """Permutations by the names of their groups; a group that is left out stays as it is."""
+Rotations = Mapping[str, Mapping[str, torch.Tensor]]
+"""By the names of groups, then of levels: orthogonal matrices, ``[heads, size, size]``.
+
+They come after permutations: row ``i`` of a head's matrix has what each channel, as permuted, adds to channel ``i``.
+"""
 
 
 def of_groups(groups: Iterable[AxisGroup], permutations: Permutations) -> dict[str, Permutation]:

@@ -8,23 +8,20 @@ the reference's channels with the model's and ``u s w`` its singular values, by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 
-from remelt.alignment.permutation import Permutations
+from remelt.alignment.matching import Match
+from remelt.alignment.permutation import Permutation, Permutations, Rotations
 from remelt.alignment.products import permuted_around
 from remelt.alignment.weights import Weights, windows_by_key
 from remelt.archs.axes.draft import HEAD, QK, VALUE
 from remelt.archs.axis_groups import AxisGroup, Level, Shapes, Window
 from remelt.errors import RefusedError
 
-Rotations = Mapping[str, Mapping[str, torch.Tensor]]
-"""By the names of groups, then of levels: orthogonal matrices of float64, ``[heads, size, size]``.
-
-They come after permutations: row ``i`` of a head's matrix has what each channel, as permuted, adds to channel ``i``.
-"""
 _NOISE = 1e-6
 
 
@@ -58,9 +55,11 @@ def _stands_below_heads(group: AxisGroup, level: Level) -> bool:
 def _is_linear(level: Level, group: AxisGroup, shapes: Shapes) -> bool:
     """Whether only linear maps lie on a level: rows or columns of matrices, and the biases that belong to such rows."""
     windows = [window for window in group.windows if level.name in window.levels]
+    if any(window.chooses for window in windows):
+        return False
     made = {window.key for window in windows if window.axis == 0 and len(shapes[window.key]) > 1}
     for window in windows:
-        if window.chooses or window.run > 1 or window.levels[-1] != level.name:
+        if window.run > 1 or window.levels[-1] != level.name:
             return False
         if len(shapes[window.key]) == 1 and _matrix_of(window.key) not in made:
             return False
@@ -74,12 +73,45 @@ def _matrix_of(bias: str) -> str | None:
 def find_rotations(
     reference: Weights, model: Weights, groups: Sequence[AxisGroup], permutations: Permutations
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """The rotations under which each head of a model, permuted so, lies nearest to the reference's.
+    """The rotations under which each head of a model, permuted so, lies nearest to the reference's, in float64.
 
     Levels that may not be rotated, and those that no rotation betters, are left out.
     """
-    lying = windows_by_key(groups)
     found: dict[str, dict[str, torch.Tensor]] = {}
+    for group, name, matrices, _ in _nearest(reference, model, groups, permutations):
+        found.setdefault(group.name, {})[name] = matrices
+    return found
+
+
+def turned(found: Match, reference: Weights, model: Weights, groups: Sequence[AxisGroup]) -> Match:
+    """A match with its heads turned, too: rotations as a file keeps them, in float32, and the objective with them.
+
+    They are computed on one thread, since the last bits depend on how many there are.
+    """
+    rotations: dict[str, dict[str, torch.Tensor]] = {}
+    after = found.after
+    with _one_thread():
+        for group, name, matrices, gain in _nearest(reference, model, groups, found.permutations):
+            rotations.setdefault(group.name, {})[name] = matrices.float()
+            after += gain
+    return replace(found, rotations=rotations, after=after)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _nearest(
+    reference: Weights, model: Weights, groups: Sequence[AxisGroup], permutations: Permutations
+) -> Iterator[tuple[AxisGroup, str, torch.Tensor, float]]:
+    """The levels that are better rotated: by what, and how much the sum of the inner products gains."""
+    lying = windows_by_key(groups)
     for group in groups:
         for name in rotatable(group, model.shapes) if not group.is_fixed else ():
             products = torch.zeros((), dtype=torch.float64)
@@ -94,9 +126,23 @@ def find_rotations(
                     )
                     products = products + ours @ theirs.transpose(1, 2)
             left, values, right = torch.linalg.svd(products)
-            gain = values.sum() - products.diagonal(dim1=1, dim2=2).sum()
-            if float(gain) > _NOISE * float(values.sum()):
-                found.setdefault(group.name, {})[name] = left @ right
+            gain = float(values.sum() - products.diagonal(dim1=1, dim2=2).sum())
+            if gain > _NOISE * float(values.sum()):
+                yield group, name, left @ right, gain
+
+
+def inverse_rotations(
+    groups: Iterable[AxisGroup], permutations: Permutations, rotations: Rotations
+) -> dict[str, dict[str, torch.Tensor]]:
+    """What undoes rotations once the permutations before them are undone: their transposes, in the order of before."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for group in groups:
+        undone = permutations.get(group.name, Permutation(group, {})).inverse()
+        for name, matrices in rotations.get(group.name, {}).items():
+            below = group.by_name[name].below
+            heads, channels = (torch.from_numpy(one.copy()) for one in undone.coordinates((*below, name)))
+            back = matrices.transpose(1, 2)[heads[:, :1, None], channels[:, :, None], channels[:, None, :]]
+            found.setdefault(group.name, {})[name] = back
     return found
 
 

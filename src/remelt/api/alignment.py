@@ -188,13 +188,19 @@ def align(
     *,
     start: str = BOTH,
     margins: Margins | None = None,
+    rotations: bool = False,
     progress: Callable[[Visit], None] | None = None,
 ) -> Match:
-    """The permutations of a pair's groups under which the model lies nearest to the reference."""
+    """The permutations of a pair's groups under which the model lies nearest to the reference.
+
+    With ``rotations``, heads are then turned to where they lie nearer still.
+    """
     from remelt.alignment.matching import match
+    from remelt.alignment.rotations import turned
 
     reference, model = CheckpointWeights(pair.reference), CheckpointWeights(pair.model)
-    return match(reference, model, pair.matched, start=start, margins=margins, progress=progress)
+    found = match(reference, model, pair.matched, start=start, margins=margins, progress=progress)
+    return turned(found, reference, model, pair.matched) if rotations else found
 
 
 def saved(pair: Pair, found: Match, *, reference: str = "", model: str = "") -> SavedPermutations:
@@ -217,16 +223,18 @@ def saved(pair: Pair, found: Match, *, reference: str = "", model: str = "") -> 
         after=found.after,
         certified=len(unsolved) / max(len(found.permutations), 1),
         reports=reports,
+        rotations=found.rotations,
     )
 
 
 @dataclass(eq=False)
 class Alignment:
-    """Permutations that are found once: when they are asked for, or when the model is first read."""
+    """Permutations and rotations that are found once: when they are asked for, or when the model is first read."""
 
     pair: Pair
     start: str = BOTH
     margins: Margins | None = None
+    rotations: bool = False
     match: Match | None = None
     """What was found, once it is."""
     lock: Lock = field(default_factory=Lock, repr=False)
@@ -236,13 +244,16 @@ class Alignment:
         reference, model = self.pair.labels
         crossing = sum(bool(group.crosses) for group in self.pair.groups if group.name in self.pair.left)
         left = f"; {crossing} that tie components are left as they are" if crossing else ""
-        return f"{model} is aligned to {reference} first: {self.pair.told()}{left}"
+        turned = ", and the heads' rotations" if self.rotations else ""
+        return f"{model} is aligned to {reference} first: {self.pair.told()}{turned}{left}"
 
     def find(self, progress: Callable[[Visit], None] | None = None) -> Match:
         """What is found: the same for every call, and for every run."""
         with self.lock:
             if self.match is None:
-                self.match = align(self.pair, start=self.start, margins=self.margins, progress=progress)
+                self.match = align(
+                    self.pair, start=self.start, margins=self.margins, rotations=self.rotations, progress=progress
+                )
             return self.match
 
 

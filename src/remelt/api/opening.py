@@ -24,8 +24,9 @@ from remelt.formats.checkpoint import Checkpoint, open_checkpoint
 from remelt.formats.locate import locate_model
 from remelt.formats.memory import MemoryCheckpoint
 from remelt.formats.quantised import dequantised
+from remelt.recipe.axis_orders import PermutedBy
 from remelt.recipe.mixture import BASE, label_of_part
-from remelt.recipe.node import AdapterUse, Model, PermutedBy, Vocabulary
+from remelt.recipe.node import AdapterUse, Model, Vocabulary
 
 if TYPE_CHECKING:
     from remelt.api.alignment import Alignment

@@ -13,6 +13,7 @@ from remelt.adapters.permuted import permuted_adapter
 from remelt.adapters.settings import CONFIG
 from remelt.adapters.written import Written
 from remelt.alignment.files import SavedPermutations, load_permutations
+from remelt.alignment.rotated_checkpoint import RotatedCheckpoint
 from remelt.api.adapted import Adapted
 from remelt.api.embedding import portable_text
 from remelt.api.merging import Watch, asked, drain
@@ -21,6 +22,7 @@ from remelt.api.options import PathLike
 from remelt.api.permuted_views import Saved, SavedGathers
 from remelt.api.prepare import prepare
 from remelt.api.recipes import JOINED_KEY, RECIPE_KEY
+from remelt.api.rotated_views import PartTurns, SavedTurns
 from remelt.archs.arch import Arch, all_archs
 from remelt.check.bound import bind_recipes
 from remelt.check.inputs import Input
@@ -112,6 +114,8 @@ def with_permuted_factors(given: Input, uses: Sequence[Saved]) -> Input | None:
     """
     try:
         checkpoint = given.checkpoint
+        if any(use.permutations.rotations for use in uses):
+            return None  # factors are rounded to their own type: the differences are not
         for use in uses:
             checkpoint = _permuted(checkpoint, use.permutations, alone=True)
     except AdapterError:
@@ -125,7 +129,10 @@ def _permuted(adapter: Checkpoint, saved: SavedPermutations, *, alone: bool = Fa
     def gather_of(key: str) -> Gather | None:
         return gathers.of(key) if key in gathers.keys else None
 
-    return permuted_adapter(adapter, _layouts(saved), gather_of, gathers.told(), alone=alone)
+    turns = SavedTurns(saved)
+    axes = {key: {turn.axis for turn in turns.of(key)} for key in turns.keys}
+    found, parts = permuted_adapter(adapter, _layouts(saved), gather_of, gathers.told(), alone=alone, turned=axes)
+    return RotatedCheckpoint(found, PartTurns(turns, parts)) if parts else found
 
 
 def _layouts(saved: SavedPermutations) -> Layouts:

@@ -11,8 +11,10 @@ import numpy as np
 
 from remelt.alignment.files import SavedPermutations, windowed_keys
 from remelt.alignment.permutation import Permutations, TensorPlan
+from remelt.alignment.rotated_checkpoint import RotatedCheckpoint
 from remelt.api.alignment import Alignment, pair_of, shortened, unmovable
 from remelt.api.dialect_views import from_in_original, in_original
+from remelt.api.rotated_views import FoundTurns, SavedTurns
 from remelt.archs.axis_groups import AxisGroup, Window, keys_of
 from remelt.check.inputs import Input
 from remelt.check.report import fold_keys
@@ -20,7 +22,7 @@ from remelt.errors import CheckError, Problem
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.overlaid import OverlaidCheckpoint
 from remelt.formats.permuted import Gather, PermutedCheckpoint, Positions
-from remelt.recipe.node import AlignedTo
+from remelt.recipe.axis_orders import AlignedTo
 
 Lying = Mapping[str, Sequence[tuple[AxisGroup, Window]]]
 
@@ -85,12 +87,11 @@ class PermutationGathers:
 
 
 class SavedGathers(PermutationGathers):
-    """What a permutation file moves."""
+    """What a permutation file moves; its groups are those of which anything is moved or rotated."""
 
     def __init__(self, saved: SavedPermutations) -> None:
-        moving = saved.moving
-        super().__init__([group for group in saved.groups if group.name in moving], saved.shapes, ())
-        self._moving = moving
+        super().__init__(saved.changing, saved.shapes, ())
+        self._moving = saved.moving
 
     def permutations(self) -> Permutations:
         """Those of the file that move anything."""
@@ -139,28 +140,38 @@ def permuted_model(given: Input, use: Saved) -> Input:
     view = in_original(given)
     if problems := [*_unfit(given, view, use), *_lacking(given, view, use)]:
         raise CheckError(shortened(problems), inputs=1)
-    return _viewed(given, view, SavedGathers(use.permutations), f"permuted by {use.label}")
+    return _viewed(given, *_as_saved(view, use.permutations), f"permuted by {use.label}")
 
 
 def permuted_adapter(given: Input, use: Saved) -> Input:
     """The differences that an adapter makes, by the model's original keys, permuted as their model is."""
     if problems := list(_unfit(given, given.checkpoint, use)):
         raise CheckError(shortened(problems), inputs=1)
-    view = PermutedCheckpoint(given.checkpoint, SavedGathers(use.permutations))
+    view, _ = _as_saved(given.checkpoint, use.permutations)
     return replace(given, label=f"{given.label}, permuted by {use.label}", checkpoint=view)
 
 
 def aligned_model(given: Input, reference: Input, use: AlignedTo) -> tuple[Input, Alignment]:
     """A model with its axes permuted so that it resembles the reference, and what will find out how."""
     pair = pair_of(reference, given, crossing=use.crossing)
-    alignment = Alignment(pair, use.start)
-    return _viewed(given, pair.model, FoundGathers(alignment), f"aligned to {reference.label}"), alignment
+    alignment = Alignment(pair, use.start, rotations=use.rotations)
+    gathers = FoundGathers(alignment)
+    view: Checkpoint = PermutedCheckpoint(pair.model, gathers)
+    if use.rotations:
+        view = RotatedCheckpoint(view, FoundTurns(alignment))
+    return _viewed(given, view, gathers.keys, f"aligned to {reference.label}"), alignment
 
 
-def _viewed(given: Input, view: Checkpoint, gathers: PermutationGathers, how: str) -> Input:
-    """A model of which those tensors that anything moves in are taken from its permuted view."""
+def _as_saved(view: Checkpoint, saved: SavedPermutations) -> tuple[Checkpoint, Collection[str]]:
+    """What is in the original layout as a file permutes and rotates it; and the tensors that this may change."""
+    gathers = SavedGathers(saved)
     permuted = PermutedCheckpoint(view, gathers)
-    moved = from_in_original(given, permuted, gathers.keys)
+    return RotatedCheckpoint(permuted, SavedTurns(saved)) if saved.rotations else permuted, gathers.keys
+
+
+def _viewed(given: Input, view: Checkpoint, keys: Collection[str], how: str) -> Input:
+    """A model of which those tensors that anything moves in are taken from its permuted view."""
+    moved = from_in_original(given, view, keys)
     return replace(given, label=f"{given.label}, {how}", checkpoint=OverlaidCheckpoint(given.checkpoint, moved))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from remelt.alignment.files import load_permutations
+from remelt.alignment.files import SavedPermutations, load_permutations
 from remelt.api.alignment import Alignment
 from remelt.api.permuted_views import Saved, aligned_model, permuted_model
 from remelt.check.inputs import Input
 from remelt.errors import RecipeError
-from remelt.recipe.node import AlignedTo, Model, PermutedBy
+from remelt.recipe.axis_orders import AlignedTo, PermutedBy
+from remelt.recipe.node import Model
 
 
 class Permuting:
@@ -53,10 +54,14 @@ class Permuting:
         return found
 
     def _saved(self, use: PermutedBy) -> Saved:
-        path = self._locate(use)
-        if path not in self._files:
-            self._files[path] = Saved(path.name, load_permutations(path))
-        found = self._files[path]
+        if use.held is not None:
+            assert isinstance(use.held, SavedPermutations)
+            found = Saved("what was found", use.held)
+        else:
+            path = self._locate(use)
+            if path not in self._files:
+                self._files[path] = Saved(path.name, load_permutations(path))
+            found = self._files[path]
         return Saved(found.label, found.permutations.inverse()) if use.inverse else found
 
     def _reference(self, use: AlignedTo) -> tuple[Input, list[Alignment]]:

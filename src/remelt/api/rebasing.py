@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from remelt.alignment.files import SavedPermutations, save_permutations
 from remelt.alignment.margin_files import load_margins, save_margins
 from remelt.alignment.margins import Margins, find_margins
-from remelt.api.alignment import Alignment, CheckpointWeights, saved
+from remelt.api.alignment import Alignment, CheckpointWeights, Pair, saved
 from remelt.api.group import refuse
 from remelt.api.hashing import content_hash
 from remelt.api.opening import open_models
@@ -55,6 +55,7 @@ def align_models(
     margins: PathLike | None = None,
     start: str = BOTH,
     crossing: bool = False,
+    rotations: bool = False,
     progress: Progress | None = None,
     overwrite: bool = False,
     models_dirs: Sequence[PathLike] = (),
@@ -63,12 +64,12 @@ def align_models(
 
     ``save`` is where they are kept, for `permute`. ``margins`` is a file of what is computed once for the reference:
     with it, groups of a fine-tune are proven to be best as they are, without a product of matrices; where it is not
-    there, it is made.
+    there, it is made. With ``rotations``, heads of attention are rotated, too.
 
     Raises `CheckError` with all that keeps the models from being matched, `OutputError` for a file that exists.
     """
     refuse_existing(save, overwrite=overwrite)
-    recipe = expand_permutations(rebasin(model, to=to, start=start, crossing=crossing))
+    recipe = expand_permutations(rebasin(model, to=to, start=start, crossing=crossing, rotations=rotations))
     graph = bind_recipes([recipe], METHODS, ["."])
     with open_models(graph, models_folders([Path(folder) for folder in models_dirs])) as opened:
         refuse([*graph.problems, *opened.problems], graph)
@@ -85,14 +86,17 @@ def find(
     overwrite: bool = False,
 ) -> Aligned:
     """What an alignment of opened models finds, kept where that is asked for."""
-    pair = alignment.pair
     if margins is not None and alignment.match is None:
-        alignment.margins = _margins(alignment, Path(margins))
-    match = alignment.find(progress)
+        alignment.margins = margins_of(alignment, Path(margins))
+    return kept(alignment.pair, alignment.find(progress), save, overwrite=overwrite)
+
+
+def kept(pair: Pair, match: Match, save: PathLike | None, *, overwrite: bool) -> Aligned:
+    """What was found for a pair, written to a permutation file where that is asked for."""
     hashes = {"reference": _hash(pair.reference), "model": _hash(pair.model)} if save is not None else {}
-    kept = saved(pair, match, **hashes)
-    path = None if save is None else save_permutations(kept, Path(save), overwrite=overwrite)
-    return Aligned(*pair.labels, pair.told(), match, kept, path)
+    made = saved(pair, match, **hashes)
+    path = None if save is None else save_permutations(made, Path(save), overwrite=overwrite)
+    return Aligned(*pair.labels, pair.told(), match, made, path)
 
 
 def alignments_of(prepared: Prepared) -> list[Alignment]:
@@ -100,7 +104,8 @@ def alignments_of(prepared: Prepared) -> list[Alignment]:
     return list(dict.fromkeys(one for group in prepared.groups for one in group.alignments))
 
 
-def _margins(alignment: Alignment, path: Path) -> Margins:
+def margins_of(alignment: Alignment, path: Path) -> Margins:
+    """The margins of a reference, which are computed where the file is not there."""
     reference = alignment.pair.reference
     digest = _hash(reference)
     if path.exists():

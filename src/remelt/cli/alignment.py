@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from remelt.api.prepare import Prepared
     from remelt.api.rebasing import Aligned
 
+OTHERS = "others"
+"""Where matching begins that refines: what the other models make of one."""
 _QUIET = 5.0
 """Seconds between two lines of progress in a log."""
 
 
+class Watch(Protocol):
+    """What shows the visit of a group, and of which model it is where there are several."""
+
+    def __call__(self, visit: Visit, model: str = "") -> None:
+        """Show it."""
+
+
 @contextmanager
-def matching(*, quiet: bool) -> Iterator[Callable[[Visit], None] | None]:
+def matching(*, quiet: bool) -> Iterator[Watch | None]:
     """The group, the objective and the time left: a bar on a terminal, lines in a log, nothing where asked."""
     if quiet:
         yield None
@@ -42,29 +51,31 @@ def match_first(prepared: Prepared, *, quiet: bool) -> None:
                 one.find(watch)
 
 
-def shown(visit: Visit) -> str:
-    """One visit in words: where matching is, and how near both models lie."""
-    return f"{visit.start}, sweep {visit.sweep + 1}: {visit.group.name}, objective {visit.agreement:.6g}"
+def shown(visit: Visit, model: str = "") -> str:
+    """One visit in words: where matching is, and how near the models lie."""
+    whose = f"{model}: " if model else ""
+    return f"{whose}{visit.start}, sweep {visit.sweep + 1}: {visit.group.name}, objective {visit.agreement:.6g}"
 
 
 class _Sweep:
     """How long the groups that are left in a sweep will take, by those before them."""
 
     def __init__(self) -> None:
-        self.place: tuple[str, int] = ("", -1)
+        self.place: tuple[str, str, int] = ("", "", -1)
         self.done, self.begun = 0, time.monotonic()
 
-    def left(self, visit: Visit) -> float:
+    def left(self, visit: Visit, model: str = "") -> float:
         """The seconds that are left of this sweep."""
-        if self.place != (visit.start, visit.sweep):
-            self.place, self.done = (visit.start, visit.sweep), 0
+        place = model, visit.start, visit.sweep
+        if self.place != place:
+            self.place, self.done = place, 0
             self.begun = time.monotonic() - visit.seconds
         self.done += 1
         return (time.monotonic() - self.begun) / self.done * visit.pending
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Visit], None]]:
+def _bar() -> Iterator[Watch]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -73,10 +84,10 @@ def _bar() -> Iterator[Callable[[Visit], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def watch(visit: Visit) -> None:
-            left = format_seconds(sweep.left(visit))
+        def watch(visit: Visit, model: str = "") -> None:
+            left = format_seconds(sweep.left(visit, model))
             total = sweep.done + visit.pending
-            bar.update(task, completed=sweep.done, total=total, description=f"{shown(visit)}, {left} left")
+            bar.update(task, completed=sweep.done, total=total, description=f"{shown(visit, model)}, {left} left")
 
         yield watch
 
@@ -87,12 +98,12 @@ class _Lines:
     def __init__(self) -> None:
         self.told, self.sweep = time.monotonic(), _Sweep()
 
-    def watch(self, visit: Visit) -> None:
+    def watch(self, visit: Visit, model: str = "") -> None:
         """Tell, where it is time."""
-        left, now = self.sweep.left(visit), time.monotonic()
+        left, now = self.sweep.left(visit, model), time.monotonic()
         if now - self.told >= _QUIET:
             self.told = now
-            click.echo(f"{shown(visit)}, {format_seconds(left)} left of the sweep", err=True)
+            click.echo(f"{shown(visit, model)}, {format_seconds(left)} left of the sweep", err=True)
 
 
 def told(found: Aligned) -> Iterator[str]:
@@ -101,7 +112,12 @@ def told(found: Aligned) -> Iterator[str]:
     before, after = match.distances
     yield f"{found.model} against {found.reference}: {found.work}"
     if match.moved:
-        yield f"{len(match.moved)} of {count} groups moved, in {match.sweeps} sweeps from {match.start}"
+        how = f"{match.sweeps} sweeps from {match.start}"
+        how = f"{match.sweeps} passes over all models" if match.start == OTHERS else how
+        yield f"{len(match.moved)} of {count} groups moved, in {how}"
+    if match.rotations:
+        yield f"heads of {len(match.rotations)} groups were rotated"
+    if match.moved or match.rotations:
         yield f"objective {match.before:.6g} -> {match.after:.6g}, distance {before:.6g} -> {after:.6g}"
     else:
         yield f"no group by itself can be bettered: nothing moves, at objective {match.before:.6g}"
@@ -124,6 +140,7 @@ def record(found: Aligned) -> dict[str, Any]:
         "sweeps": match.sweeps,
         "objective": [match.before, match.after],
         "distance": list(match.distances),
+        "rotated": list(match.rotations),
         "permutations": None if found.path is None else str(found.path),
         "reports": {name: dict(one) for name, one in found.saved.reports.items()},
     }

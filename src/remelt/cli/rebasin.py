@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,8 @@ from remelt.recipe.node import Call, Node, Value, as_node
 from remelt.recipe.permuting import BOTH, STARTS, permute, rebasin
 
 if TYPE_CHECKING:
+    from remelt.api.options import MergeOptions
+    from remelt.api.prepare import Prepared
     from remelt.api.rebasing import Aligned
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,6 +32,11 @@ _MATCHING = [
         "crossing",
         is_flag=True,
         help="Permute what ties several components, too: text encoders no longer suit their adapters then.",
+    ),
+    click.option(
+        "--rotations",
+        is_flag=True,
+        help="Rotate heads of attention, too, where that keeps the function within rounding.",
     ),
     click.option(
         "--margins",
@@ -85,12 +93,14 @@ def command(
         return
     if model_a is None or model_b is None:
         raise UsageError("two models are aligned", hint="remelt rebasin --model-a A --model-b B -o OUT")
-    if permutations is not None and (given["save"] is not None or given["margins"] is not None):
-        raise UsageError("with --permutations nothing is matched, that could be kept or proven", hint="leave one out")
+    if permutations is not None and any(given[name] for name in ("save", "margins", "rotations")):
+        raise UsageError(
+            "with --permutations nothing is matched, that could be kept, proven or rotated", hint="leave one out"
+        )
     if permutations is not None:
         aligned: Node = permute(model_b, permutations)
     else:
-        aligned = rebasin(model_b, to=model_a, start=given["start"], crossing=given["crossing"])
+        aligned = _aligned(model_b, model_a, given)
     if given["output"] is None:
         if permutations is not None:
             raise UsageError("there is nothing to do: no matching, and no output", hint="-o OUT")
@@ -103,24 +113,35 @@ def command(
 @command.command("many")
 @click.argument("models", metavar="MODEL MODEL...", nargs=-1, required=True)
 @click.option("--save-permutations", "folder", metavar="FOLDER", help="Keep the permutations of each model there.")
+@click.option("--refine", is_flag=True, help="Then align each in turn to all others, until nothing moves.")
 @_shared
-def many(models: tuple[str, ...], folder: str | None, **given: Any) -> None:
-    """Align all models to the first, and average them."""
+def many(models: tuple[str, ...], folder: str | None, refine: bool, **given: Any) -> None:
+    """Align all models to the first, and average them.
+
+    \b
+    remelt rebasin many A B C -o mean.safetensors
+    remelt rebasin many A B C --refine --save-permutations found -o mean.safetensors
+    """
     if len(models) < 2:
         raise UsageError("at least two models are averaged", hint="remelt rebasin many A B C -o mean.safetensors")
     first, *others = models
-    aligned = [rebasin(one, to=first, start=given["start"], crossing=given["crossing"]) for one in others]
+    recipe = Call("n_average", (as_node(first), *(_aligned(one, first, given) for one in others)))
+    if refine and len(others) > 1:
+        _refine(recipe, models, folder, given)
+        return
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
 
     def place_of(number: int, name: str) -> str | None:
-        return None if folder is None else str(Path(folder) / f"{number + 2}-{Path(name).stem}.safetensors")
+        from remelt.api.rebasing_many import place_in
+
+        return None if folder is None else str(place_in(folder, number + 2, name))
 
     if given["output"] is None:
         for number, one in enumerate(dict.fromkeys(others)):
             _only_match(one, first, {**given, "save": place_of(number, one)})
         return
-    _merge(Call("n_average", (as_node(first), *aligned)), given, place_of)
+    _merge(recipe, given, place_of)
 
 
 @command.command("check")
@@ -148,6 +169,48 @@ def check(arch: str | None, seed: int, as_json: bool, debug: bool) -> int:
     return 0 if all(one.report.passed for one in reports) else 1
 
 
+def _aligned(model: str, reference: str, given: dict[str, Any]) -> Node:
+    return rebasin(model, to=reference, start=given["start"], crossing=given["crossing"], rotations=given["rotations"])
+
+
+def _refine(plain: Node, models: Sequence[str], folder: str | None, given: dict[str, Any]) -> None:
+    """Find permutations of all models, and average what they make of them.
+
+    The ``plain`` recipe, in which each is aligned to the first, is planned before: what is wrong is told at once.
+    """
+    from remelt.api.rebasing_many import align_many
+
+    if given["output"] is not None:
+        with _prepared(plain, given):
+            pass
+    with matching(quiet=given["quiet"] or given["as_json"]) as watch:
+        found = align_many(
+            models,
+            save=folder,
+            **{name: given[name] for name in ("margins", "start", "crossing", "rotations", "overwrite", "models_dirs")},
+            progress=None if watch is None else lambda model, visit: watch(visit, model),
+        )
+    if not (given["as_json"] or given["quiet"]):
+        shown = " -> ".join(f"{one:.6g}" for one in (found.before, found.aligned, found.after))
+        click.echo(f"objective of all pairs: {shown}: as they are, aligned to the first, refined")
+    if given["output"] is None:
+        _tell(found.models, given, {})
+        return
+    moved = [permute(model, one.path or one.saved) for model, one in zip(models[1:], found.models, strict=True)]
+    _merge(Call("n_average", (as_node(models[0]), *moved)), given, lambda _, __: None, found.models)
+
+
+@contextmanager
+def _prepared(recipe: Node, given: dict[str, Any]) -> Iterator[tuple[Prepared, MergeOptions]]:
+    """The planned merge of a recipe."""
+    from remelt.api.merging import asked, prepare_merges
+
+    chosen = {name: given[name] for name in _OPTIONS if given[name]}
+    source, options = asked(recipe, given["output"], chosen)
+    with prepare_merges([replace(source, name="rebasin")], [given["output"]], options) as prepared:
+        yield prepared, options
+
+
 def _only_match(model: str, reference: str, given: dict[str, Any]) -> None:
     from remelt.api.rebasing import align_models
 
@@ -159,6 +222,7 @@ def _only_match(model: str, reference: str, given: dict[str, Any]) -> None:
             margins=given["margins"],
             start=given["start"],
             crossing=given["crossing"],
+            rotations=given["rotations"],
             progress=watch,
             overwrite=given["overwrite"],
             models_dirs=given["models_dirs"],
@@ -166,15 +230,21 @@ def _only_match(model: str, reference: str, given: dict[str, Any]) -> None:
     _tell([found], given, {})
 
 
-def _merge(recipe: Node, given: dict[str, Any], place_of: Callable[[int, str], str | None]) -> None:
-    """Match what the recipe aligns, keep the permutations of each model at its place, if it has one, and merge."""
-    from remelt.api.merging import asked, drain, prepare_merges
+def _merge(
+    recipe: Node,
+    given: dict[str, Any],
+    place_of: Callable[[int, str], str | None],
+    before: Sequence[Aligned] = (),
+) -> None:
+    """Match what the recipe aligns, keep the permutations of each model at its place, if it has one, and merge.
+
+    ``before`` is what was found already, to be told with the rest.
+    """
+    from remelt.api.merging import drain
     from remelt.api.rebasing import alignments_of, find, refuse_existing
 
     quiet = given["quiet"] or given["as_json"]
-    chosen = {name: given[name] for name in _OPTIONS if given[name]}
-    source, options = asked(recipe, given["output"], chosen)
-    with prepare_merges([replace(source, name="rebasin")], [given["output"]], options) as prepared:
+    with _prepared(recipe, given) as (prepared, options):
         for warning in (one for group in prepared.groups for one in group.plan.warnings):
             if not given["as_json"]:
                 click.echo(f"warning: {warning}", err=True)
@@ -186,7 +256,7 @@ def _merge(recipe: Node, given: dict[str, Any], place_of: Callable[[int, str], s
             found = [find(one, save=save, **kept) for one, save in saves.items()]
         with progress(quiet=quiet) as bytes_watch:
             path = drain(prepared, options, bytes_watch).paths[0]
-    _tell(found, given, {"output": str(path)})
+    _tell([*before, *found], given, {"output": str(path)})
 
 
 def _tell(found: Sequence[Aligned], given: dict[str, Any], more: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from remelt.errors import RecipeError, Span
+from remelt.recipe.axis_orders import AlignedTo, PermutedBy
 from remelt.recipe.blocks import BlockWeights, Search, render_weight
 from remelt.recipe.walk import topological
 
@@ -137,41 +138,6 @@ class MixturePart:
     style: str | None = None
     stated: bool = False
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class PermutedBy:
-    """That the axes of a model are permuted as a file says, or with ``inverse`` so that this is undone."""
-
-    name: str
-    sha256: str | None = None
-    inverse: bool = False
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class AlignedTo:
-    """That the axes of a model are permuted to resemble those of ``reference``.
-
-    ``start`` is where the search begins; with ``crossing``, groups of several components are permuted, too.
-    """
-
-    reference: Model
-    start: str = "both"
-    crossing: bool = False
-
-    def _told(self) -> tuple[object, ...]:
-        one = self.reference
-        held = None if one.tensors is None else id(one.tensors)
-        return one.name, one.sha256, one.arch, held, one.permuted, self.start, self.crossing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AlignedTo) and self._told() == other._told()
-
-    def __hash__(self) -> int:
-        return hash(self._told())
-
-    def __repr__(self) -> str:
-        return f"AlignedTo{self._told()!r}"
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False)

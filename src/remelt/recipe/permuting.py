@@ -6,14 +6,16 @@ whose axes are in another order; for `rebasin`, that is found once the merge beg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from remelt.core.nearest import nearest_hint
 from remelt.errors import RecipeError, Span
 from remelt.recipe.adapter import TO_LORA
+from remelt.recipe.axis_orders import AlignedTo, HeldPermutations, PermutedBy
 from remelt.recipe.layers import LAYERS, STACK
 from remelt.recipe.mixture import MIXTURE
-from remelt.recipe.node import AlignedTo, Call, Model, Node, Operand, Parameter, PermutedBy, Value, as_node
+from remelt.recipe.node import Call, Model, Node, Operand, Parameter, Value, as_node
 from remelt.recipe.vocabulary import ALIGN
 from remelt.recipe.walk import rewrite, topological
 
@@ -21,33 +23,38 @@ PERMUTE, REBASIN = "permute", "rebasin"
 BOTH, IDENTITY, SIGNATURE = "both", "identity", "signature"
 STARTS = (BOTH, IDENTITY, SIGNATURE)
 """Where matching begins: with nothing moved, with channels alike in what no permutation changes, or the better."""
+_SWITCHES = ("crossing", "rotations")
 _PERMUTE_USAGE = 'permute("b", "b-to-a.safetensors", inverse=False)'
 _REBASIN_USAGE = 'rebasin("b", to="a")'
 _OTHER_VIEWS = (LAYERS, STACK, MIXTURE, ALIGN, TO_LORA)
 
 
-def permute(model: Operand, permutations: Operand, *, inverse: bool = False) -> Call:
+def permute(model: Operand, permutations: Operand | HeldPermutations, *, inverse: bool = False) -> Call:
     """A model with its axes permuted as a permutation file says: another order of its channels, the same function.
 
     ``model`` may be a recipe, whose models are permuted each, or an adapter, which follows its model so. With
-    ``inverse``, what the file says is undone. `rebasin` finds permutations, and ``remelt rebasin`` writes such files.
+    ``inverse``, what the file says is undone. `rebasin` finds permutations, and ``remelt rebasin`` writes such files;
+    what `align_models` found may stand in the place of one.
 
     >>> permute("b", "b-to-a.safetensors").method
     'permute'
     """
     kwargs: tuple[tuple[str, Node], ...] = (("inverse", Value(inverse)),) if inverse else ()
+    if isinstance(permutations, HeldPermutations):
+        permutations = Model("permutations", tensors=permutations)  # type: ignore[arg-type]
     made = Call(PERMUTE, (as_node(model), as_node(permutations)), kwargs)
     _permutation(made)
     return made
 
 
-def rebasin(model: Operand, *, to: Operand, start: str = BOTH, crossing: bool = False) -> Call:
+def rebasin(model: Operand, *, to: Operand, start: str = BOTH, crossing: bool = False, rotations: bool = False) -> Call:
     """A model with its axes permuted so that it is as near to another as permutations can bring it.
 
     Its function stays as it is; that of a merge of both is better where they were trained apart. The permutations are
     found by matching weights, once the merge begins. ``start`` is "identity", "signature" or "both", the better of
     which is kept. With ``crossing``, what ties several components is permuted, too: then text encoders no longer
-    suit adapters and embeddings that were made for them.
+    suit adapters and embeddings that were made for them. With ``rotations``, what attention answers and compares is
+    then turned within each head, where nothing sees it: that is computed in float32, and rounded once.
 
     Source: Ainsworth et al., "Git Re-Basin" (2209.04836).
 
@@ -57,6 +64,7 @@ def rebasin(model: Operand, *, to: Operand, start: str = BOTH, crossing: bool = 
     given: dict[str, Node] = {"to": as_node(to)}
     given |= {} if start == BOTH else {"start": Value(start)}
     given |= {"crossing": Value(crossing)} if crossing else {}
+    given |= {"rotations": Value(rotations)} if rotations else {}
     made = Call(REBASIN, (as_node(model),), tuple(given.items()))
     _settings(made)
     return made
@@ -114,11 +122,12 @@ def _permutation(call: Call) -> PermutedBy | None:
     file, inverse = call.args[1], given.get("inverse", Value(False))
     if isinstance(file, Parameter):
         return None
-    if not isinstance(file, Model) or file.tensors is not None:
+    held = file.tensors if isinstance(file, Model) and isinstance(file.tensors, HeldPermutations) else None
+    if not isinstance(file, Model) or (file.tensors is not None and held is None):
         raise RecipeError("permutations are a file", hint=_PERMUTE_USAGE, span=file.span or call.span)
     if not isinstance(inverse, Value) or not isinstance(inverse.value, bool):
         raise RecipeError("inverse is True or False", hint=_PERMUTE_USAGE, span=_place(call, "inverse"))
-    return PermutedBy(file.name, file.sha256, inverse.value)
+    return PermutedBy(file.name, file.sha256, inverse.value, held)
 
 
 def _aligned(call: Call) -> Node:
@@ -150,7 +159,7 @@ def _is_plain(node: Node) -> bool:
 def _settings(call: Call) -> AlignedTo | None:
     """What a call aligns to, and how; None where that is still open."""
     given = dict(call.kwargs)
-    known = ("to", "start", "crossing")
+    known = ("to", "start", *_SWITCHES)
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         hint = nearest_hint(unknown, known) or _REBASIN_USAGE
@@ -158,21 +167,22 @@ def _settings(call: Call) -> AlignedTo | None:
     if len(call.args) != 1 or "to" not in given:
         message = "rebasin takes a model, and by name the one that it is aligned to"
         raise RecipeError(message, hint=_REBASIN_USAGE, span=call.span)
-    start, crossing = (
-        node.value if isinstance(node, Value) else node
-        for node in (given.get("start", Value(BOTH)), given.get("crossing", Value(False)))
-    )
+    start = _told(given, "start", BOTH)
     if start not in STARTS:
         near = nearest_hint(start, STARTS) if isinstance(start, str) else None
         message = f"matching starts from {', '.join(STARTS)}, but got {start!r}"
         raise RecipeError(message, hint=near, span=_place(call, "start"))
-    if not isinstance(crossing, bool):
-        raise RecipeError("crossing is True or False", hint=_REBASIN_USAGE, span=_place(call, "crossing"))
+    switches: dict[str, bool] = {}
+    for name in _SWITCHES:
+        value = _told(given, name, False)
+        if not isinstance(value, bool):
+            raise RecipeError(f"{name} is True or False", hint=_REBASIN_USAGE, span=_place(call, name))
+        switches[name] = value
     reference = given["to"]
     if isinstance(reference, Parameter):
         return None
     if isinstance(reference, Call) and reference.method in (PERMUTE, REBASIN):
-        return AlignedTo(Model("reference"), str(start), crossing)  # of a call that is not expanded yet
+        return AlignedTo(Model("reference"), str(start), **switches)  # of a call that is not expanded yet
     if not _is_plain(reference):
         raise RecipeError(
             "rebasin aligns to a model, no recipe or adapter: what is matched is read many times",
@@ -180,7 +190,13 @@ def _settings(call: Call) -> AlignedTo | None:
             span=_place(call, "to"),
         )
     assert isinstance(reference, Model)
-    return AlignedTo(reference, str(start), crossing)
+    return AlignedTo(reference, str(start), **switches)
+
+
+def _told(given: Mapping[str, Node], name: str, default: str | bool) -> object:
+    """An argument's value; the node itself where it is none."""
+    node = given.get(name, Value(default))
+    return node.value if isinstance(node, Value) else node
 
 
 def _still_open(node: Node) -> RecipeError:

@@ -11,6 +11,7 @@ from remelt.check.spaces import infer_masses
 from remelt.errors import RecipeError, RecipeSyntaxError
 from remelt.methods import METHODS
 from remelt.recipe.node import Call, Model, Value
+from remelt.recipe.permuting import expand_permutations
 from remelt.recipe.signature import bind
 from remelt.recipe.walk import topological
 from remelt.text.eras.methods import HEADERLESS, MISSING, OLDEST, RETURNS, VERSION_0_1, ArgumentError, OldMethod
@@ -47,6 +48,9 @@ def test_a_call_of_an_older_method_binds(era: str, name: str) -> None:
         if name in ("pick_component", "omit_component"):
             values = {"component": "vae"}
         for call in calls_of(method, values):
+            if call.method == "rebasin":  # no method: the model becomes a view of itself
+                assert isinstance(expand_permutations(call), Model)
+                continue
             bind(METHODS[call.method], call)
 
 
@@ -82,7 +86,7 @@ def test_what_older_methods_return_is_what_those_of_today_declare() -> None:
             assert space == today or (space == "same" and today in ("any", "same")), name
     a, b = Model("a"), Model("b")
     for method in VERSION_0_1.values():
-        if method.composed is not None:
+        if method.composed is not None and method.name != "rebasin":
             difference = Call("subtract", (a, b))
             root = method.call([difference, difference][: len(method.operands) + method.variadic], {})
             assert infer_masses(bind_recipes([root], METHODS))[0][-1] == 0.0

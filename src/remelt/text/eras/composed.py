@@ -25,6 +25,12 @@ def ties_extended(deltas: Sequence[Node], values: Mapping[str, Node], span: Span
     return Call(name, trimmed, (("by_count", Value(not by_mass)),), span=span)
 
 
+def aligned(models: Sequence[Node], values: Mapping[str, Node], span: Span | None) -> Call:
+    """``rebasin`` of sd-mecha 1: the first model, permuted towards the second."""
+    model, reference = models
+    return Call("rebasin", (model,), (("to", reference),), span=span)
+
+
 def ties_with_dropout(deltas: Sequence[Node], values: Mapping[str, Node], span: Span | None) -> Call:
     """``ties_sum_with_dropout``: a random part of each delta is dropped, then TIES, then what is left is enlarged."""
     if _constant(values, "della_eps", 0.0):

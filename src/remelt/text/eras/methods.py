@@ -11,6 +11,7 @@ from remelt.errors import RecipeError, Span
 from remelt.recipe.node import Call, Literal, Model, Node, Parameter, Value
 from remelt.text.eras.composed import (
     Composed,
+    aligned,
     model_stock,
     ties_extended,
     ties_with_dropout,
@@ -234,6 +235,7 @@ VERSION_0_1: dict[str, OldMethod] = {
         "a b | alignment alpha centralization stiefel_eps stiefel_max_iters",
         dropped="stiefel_eps stiefel_max_iters",
     ),
+    "rebasin": _old("rebasin", "a ref | iters", dropped="iters", composed=aligned),
     "truncate_rank": _old("truncate_rank", f"a | rank {_APPROXIMATE} -> delta", composed=truncated_rank),
     "truncate_kronecker": _old(
         "truncate_kronecker", f"a | kronecker_ratio {_APPROXIMATE} -> delta", composed=truncated_kronecker
@@ -243,7 +245,6 @@ VERSION_0_1: dict[str, OldMethod] = {
 VERSION_0_1 |= {"cosine_add_a": VERSION_0_1["add_cosine_a"], "cosine_add_b": VERSION_0_1["add_cosine_b"]}
 
 MISSING = {
-    "rebasin": "it permutes a network's neurons to match another's, over many keys: run it there, and merge its result",
     "randperm": "it permutes a whole network's neurons there, which here is no method of one key: run it there",
     "omit_non_finite": "write it in version 1, where omit_non_finite(a, b) is b where a is not finite",
     "get_dtype": 'name the element type as a text, as in cast(a, dtype="fp16")',
