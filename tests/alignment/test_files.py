@@ -171,8 +171,9 @@ def test_a_file_of_no_permutations_is_one(tmp_path: Path) -> None:
 
 def test_margins_are_kept_for_one_reference(tmp_path: Path) -> None:
     rows = Rows(torch.rand(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64))
-    margins = Margins({("a/b", "head.value"): rows})
+    margins = Margins({("a/b", "head.value"): rows}, {"a/b": "0f"})
     path = save_margins(margins, tmp_path / "M.safetensors", "f" * 64)
+    assert load_margins(path, "f" * 64).digests == {"a/b": "0f"}
     ((name, found),) = load_margins(path, "f" * 64).rows.items()
     assert name == ("a/b", "head.value")
     assert torch.equal(found.margins, rows.margins)
@@ -183,6 +184,10 @@ def test_margins_are_kept_for_one_reference(tmp_path: Path) -> None:
         load_margins(save_permutations(some(), tmp_path / "P.safetensors"), "f" * 64)
     save_file({"a/b/c/norms": np.zeros(3)}, path, {"remelt_margins": "1", "remelt_reference": "f"})
     with pytest.raises(FormatError, match="the margins of a/b are not whole"):
+        load_margins(path, "f")
+    save_file({"a": np.zeros(3)}, path, {"remelt_margins": "1", "remelt_reference": "f"})
+    save_file({}, path, {"remelt_margins": "1", "remelt_reference": "f", "remelt_groups": "[1]"})
+    with pytest.raises(FormatError, match="it does not tell its groups"):
         load_margins(path, "f")
     save_file({"a": np.zeros(3)}, path, {"remelt_margins": "1", "remelt_reference": "f"})
     with pytest.raises(FormatError, match="'a' is F64 \\[3\\], and no part of margins"):

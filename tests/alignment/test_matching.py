@@ -200,3 +200,38 @@ def test_running_statistics_follow_but_are_not_matched() -> None:
     assert found.permutations["channels"].after(moved).is_identity
     aligned = permuted(model, found.permutations.values())
     assert aligned["norm.running_mean"].tolist() == model["norm.running_mean"][np.argsort(order)].tolist()
+
+
+def test_margins_of_other_windows_or_of_groups_on_two_axes_prove_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {key: torch.randn(12, 12, generator=generator) for key in ("x", "y")}
+    windows = (Window("x", 0, ("channel",)), Window("y", 0, ("channel",)), Window("x", 1, ("channel",)))
+    both, one, twice = (
+        AxisGroup("g", (Level("channel", 12),), windows[:2]),
+        AxisGroup("g", (Level("channel", 12),), windows[:1]),
+        AxisGroup("g", (Level("channel", 12),), windows),
+    )
+    weights = TensorWeights(tensors)
+    margins = find_margins(weights, [both])
+    assert certified(margins, weights, weights, [both]) == ("g",)
+    assert certified(margins, weights, weights, [one]) == ()
+    assert certified(find_margins(weights, [twice]), weights, weights, [twice]) == ()
+
+
+def test_a_group_on_two_axes_of_a_tensor_is_bettered_until_it_gains_no_more() -> None:
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        levels = (Level("channel", 10),)
+        group = AxisGroup("state", levels, (Window("w", 0, ("channel",)), Window("w", 1, ("channel",))))
+        ours, theirs = ({"w": torch.randn(10, 10, generator=generator)} for _ in range(2))
+        found = match(TensorWeights(ours), TensorWeights(theirs), [group], start="identity")
+        aligned = permuted(theirs, found.permutations.values())
+        assert match(TensorWeights(ours), TensorWeights(aligned), [group], start="identity").moved == ()
+
+
+def test_numbers_that_are_none_are_refused_by_name() -> None:
+    tensors, groups = transformer()
+    model = {**tensors, "0.up.weight": torch.full_like(tensors["0.up.weight"], torch.nan)}
+    with pytest.raises(CheckError) as refused:
+        match(TensorWeights(tensors), TensorWeights(model), groups)
+    assert "0.up.weight  of the model holds NaN or infinity: nothing can be compared with it" in str(refused.value)

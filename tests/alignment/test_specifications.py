@@ -66,6 +66,9 @@ def test_a_dropped_window_is_seen_by_both_checks(arch: str) -> None:
 def test_two_of_a_level_taken_for_one_are_seen(arch: str) -> None:
     _, groups = model(arch)
     joined = [one for group in one_of_each_structure(groups) if (one := with_two_joined(group)) is not None]
+    if not joined:
+        assert {group.structure for group in movable(groups)} <= {"free", "cells", "experts", "heads"}
+        pytest.skip("there are no two heads or groups of equal rank to be taken for one")
     for one in joined:
         assert error(arch, one) > SEEN, one.name
 

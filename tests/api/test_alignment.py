@@ -6,15 +6,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from safetensors.torch import save_file as torch_save
 from small_models import Tensors, clip_l, groups_of, sd1, shuffled, whole, write
 
 import remelt as rm
 from remelt.alignment.files import load_permutations
+from remelt.alignment.instances import INSTANCES
+from remelt.alignment.permutation import permuted, random_permutation
 from remelt.api import alignment
 from remelt.api.alignment import CheckpointWeights, format_work, heads_of
+from remelt.archs.arch import find_arch
+from remelt.archs.axes.find import axis_groups
 from remelt.archs.detect import Detection
 from remelt.check.inputs import Input
 from remelt.core.dtype import DType
@@ -180,13 +186,51 @@ def test_weights_are_views_of_the_file(folder: Path) -> None:
 
 def test_heads_are_those_of_the_configuration(tmp_path: Path) -> None:
     checkpoint = MemoryCheckpoint({"w": (TensorInfo(DType.F32, (1,)), bytes(4))})
-    given = Input("model", model("model"), checkpoint, Detection(None, "none"))
+    given = Input("model", model("model"), checkpoint, Detection(find_arch("llama"), "none"))
     assert heads_of(given) == {}
     checkpoint.path = tmp_path
     assert heads_of(given) == {}
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64, "num_attention_heads": 4}))
     assert heads_of(given)["model"].heads(64) == 4
+    seeing = replace(given, detection=Detection(find_arch("vit"), "none"))
+    assert heads_of(seeing)["vision"].heads(64) == 4
+    assert heads_of(replace(given, detection=Detection(find_arch("sd3"), "none"))) == {}
 
 
 def test_work_is_told_in_powers_of_a_thousand() -> None:
     assert [format_work(one) for one in (0, 999, 1e6, 29.24e12)] == ["0 FLOP", "999 FLOP", "1 MFLOP", "29.2 TFLOP"]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "resnet", "mlp", "llama"])
+def test_networks_are_aligned_as_files_with_an_arch_or_without(name: str, tmp_path: Path) -> None:
+    instance = INSTANCES[name]()
+    tensors = {key: one.float().contiguous() for key, one in instance.tensors.items() if one.is_floating_point()}
+    shapes = {key: tuple(one.shape) for key, one in tensors.items()}
+    groups = [group for group in axis_groups(name, shapes) if not group.is_fixed]
+    generator = np.random.default_rng(1)
+    hidden = {group.name: random_permutation(group, generator) for group in groups}
+    torch_save(tensors, tmp_path / "a.safetensors")
+    torch_save(permuted(tensors, hidden.values()), tmp_path / "b.safetensors")
+    found = rm.align_models(tmp_path / "b.safetensors", to=tmp_path / "a.safetensors").match
+    assert {one for one, got in found.permutations.items() if got.after(hidden[one]).is_identity} == set(hidden)
+    torch_save({**tensors, "model.layers.0.layer_scale.weight": torch.ones(3)}, tmp_path / "c.safetensors")
+    if name not in ("resnet", "mlp"):
+        with pytest.raises(CheckError) as refused:
+            rm.align_models(tmp_path / "c.safetensors", to=tmp_path / "a.safetensors")
+        assert "'model.layers.0.layer_scale.weight' has 3 elements of axis 0 that no group has" in str(refused.value)
+
+
+def test_running_averages_that_the_reference_lacks_follow(tmp_path: Path) -> None:
+    tensors = sd1()
+    averages = {
+        "model_ema." + key.removeprefix("model.").replace(".", ""): one.clone()
+        for key, one in tensors.items()
+        if key.startswith("model.diffusion_model.")
+    }
+    hidden = shuffled("sd1", {**tensors, **averages}, crossing=False)
+    torch_save(tensors, tmp_path / "a.safetensors")
+    torch_save(whole({**tensors, **averages}, hidden), tmp_path / "b.safetensors")
+    found = rm.align_models(tmp_path / "b.safetensors", to=tmp_path / "a.safetensors", start="identity")
+    aligned = whole(load_file(tmp_path / "b.safetensors"), found.saved)
+    for key in averages:
+        assert torch.equal(aligned[key], averages[key]), key

@@ -233,7 +233,8 @@ def _is_plausible(group: AxisGroup) -> bool:
     starts = [window.offset for window in group.windows]
     steps = [step for window in group.windows for step in (window.run, window.axis + 1, *window.strides)]
     cells = [cell for level in group.levels for cell in level.cells]
-    return min((*sizes, *steps, *cells, 1)) > 0 and min((*starts, 0)) == 0 and math.prod(sizes) <= _MOST
+    largest = math.prod(sizes) * max((window.run for window in group.windows), default=1)
+    return min((*sizes, *steps, *cells, 1)) > 0 and min((*starts, 0)) == 0 and largest <= _MOST
 
 
 def _compact(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from remelt.errors import FormatError, OutputError
 from remelt.formats.checkpoint import open_checkpoint
 from remelt.tensors import tensor_over
 
-FORMAT_KEY, REFERENCE_KEY = "remelt_margins", "remelt_reference"
+FORMAT_KEY, REFERENCE_KEY, GROUPS_KEY = "remelt_margins", "remelt_reference", "remelt_groups"
 FORMAT = "1"
 _PARTS = ("margins", "norms")
 _AGAIN = "name another file with --margins, and they are computed"
@@ -27,9 +28,10 @@ def save_margins(margins: Margins, path: Path, reference: str) -> Path:
         for (group, levels), rows in margins.rows.items()
         for part in _PARTS
     }
+    told = {FORMAT_KEY: FORMAT, REFERENCE_KEY: reference, GROUPS_KEY: json.dumps(dict(margins.digests))}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(safetensors.torch.save(tensors, {FORMAT_KEY: FORMAT, REFERENCE_KEY: reference}))
+        partial.write_bytes(safetensors.torch.save(tensors, told))
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -58,4 +60,8 @@ def load_margins(path: Path, reference: str) -> Margins:
     for (group, _), parts in found.items():
         if set(parts) != set(_PARTS) or len({len(one) for one in parts.values()}) > 1:
             raise FormatError(f"{name} is damaged: the margins of {group} are not whole", hint=_AGAIN)
-    return Margins({place: Rows(parts["margins"], parts["norms"]) for place, parts in found.items()})
+    try:
+        digests = {str(group): str(digest) for group, digest in json.loads(told.get(GROUPS_KEY, "{}")).items()}
+    except (ValueError, AttributeError, RecursionError):
+        raise FormatError(f"{name} is damaged: it does not tell its groups", hint=_AGAIN) from None
+    return Margins({place: Rows(parts["margins"], parts["norms"]) for place, parts in found.items()}, digests)

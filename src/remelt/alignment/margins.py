@@ -8,6 +8,7 @@ This is said of each group while all others stay: a fixed point of matching, whi
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,9 +41,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Margins:
-    """What is kept of a reference, by group and levels."""
+    """What is kept of a reference, by group and levels, and a digest of each group that it was found for."""
 
     rows: Mapping[Name, Rows]
+    digests: Mapping[str, str]
 
 
 def find_margins(
@@ -65,7 +67,12 @@ def find_margins(
             )
         if progress is not None:
             progress(group)
-    return Margins(found)
+    return Margins(found, {group.name: digest_of(group) for group in free})
+
+
+def digest_of(group: AxisGroup) -> str:
+    """What a group consists of, as a digest: margins of other windows or levels prove nothing."""
+    return hashlib.sha256(repr((group.levels, group.windows)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _rows(products: torch.Tensor, cells: Sequence[int], columns: int) -> Rows:
@@ -109,11 +116,20 @@ def certified(margins: Margins, reference: Weights, model: Weights, groups: Sequ
     proven = []
     for group in groups:
         names = [name for name in sums if name[0] == group.name]
-        if names and all(
-            name in margins.rows and _holds(group, name, margins.rows[name], *sums[name]) for name in names
-        ):
+        known = names and margins.digests.get(group.name) == digest_of(group) and not _is_tied(group)
+        known = known and all(name in margins.rows for name in names)
+        if known and all(_holds(group, name, margins.rows[name], *sums[name]) for name in names):
             proven.append(group.name)
     return tuple(proven)
+
+
+def _is_tied(group: AxisGroup) -> bool:
+    """Whether a group lies on several axes of one tensor: what it gains there is no sum over its rows."""
+    axes: dict[str, set[int]] = {}
+    for window in group.windows:
+        for key in keys_of(group, window):
+            axes.setdefault(key, set()).add(window.axis)
+    return any(len(found) > 1 for found in axes.values())
 
 
 def _holds(group: AxisGroup, name: Name, rows: Rows, along: torch.Tensor, squares: torch.Tensor) -> bool:

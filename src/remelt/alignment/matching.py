@@ -7,6 +7,7 @@ group beside it has moved since. The sum of the inner products of both models' w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from remelt.alignment.margins import Margins, certified
 from remelt.alignment.order import outward
 from remelt.alignment.permutation import Permutation, Permutations, Rotations, of_groups
 from remelt.alignment.products import agreement, inner_products, squared_norms
-from remelt.alignment.refusals import refuse_unfit
+from remelt.alignment.refusals import refuse_non_finite, refuse_unfit
 from remelt.alignment.signatures import signature_start
 from remelt.alignment.weights import Weights, weighed, windows_by_key
 from remelt.archs.axis_groups import AxisGroup, keys_of
@@ -143,7 +144,7 @@ def visits(
         work.squared_norms,
         chosen.start,
         chosen.sweeps,
-        tuple(proven),
+        tuple(name for name in proven if name not in chosen.permutations),
         tuple(every),
     )
 
@@ -171,7 +172,10 @@ class Work:
 
     @cached_property
     def _sums(self) -> tuple[float, float, float]:
-        return squared_norms(self.reference, self.model, self.keys)
+        found = squared_norms(self.reference, self.model, self.keys)
+        if not all(map(math.isfinite, found)):
+            refuse_non_finite(self.reference, self.model, self.keys)
+        return found
 
     @property
     def squared_norms(self) -> tuple[float, float]:
@@ -229,10 +233,12 @@ class Descent:
                 yield one
 
     def _beside(self, name: str) -> tuple[int, ...]:
-        return tuple(self.versions[one] for one in sorted(self.work.beside[name]) if one != name)
+        tied = name in self.work.tied  # whose own move changes what it is compared with
+        return tuple(self.versions[one] for one in sorted(self.work.beside[name]) if one != name or tied)
 
     def _visit(self, group: AxisGroup) -> Visit:
         begun, solver, work = time.monotonic(), Solver(), self.work
+        self.visited[group.name] = self._beside(group.name)
         current = self.permutations.get(group.name, Permutation(group, {}))
         models = work.reference, work.model, work.lying, self.permutations
         if are_many(group):
@@ -245,7 +251,6 @@ class Descent:
             self.permutations[group.name] = proposed
             self.versions[group.name] += 1
             self.agreement += gain
-        self.visited[group.name] = self._beside(group.name)
         return Visit(self.start, 0, group, max(gain, 0.0), self.agreement, solver.asked, 0, time.monotonic() - begun)
 
     def _gain(self, group: AxisGroup, proposed: Permutation) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from remelt.alignment.weights import Weights, windows_by_key
 from remelt.archs.axis_groups import AxisGroup
 from remelt.errors import CheckError, Problem
@@ -42,3 +44,16 @@ def _problems(reference: Weights, model: Weights, groups: Sequence[AxisGroup], c
                     f"of the {label} holds no floating-point numbers, but lies on a permuted axis (group {name})",
                     "dequantise the model first: remelt merge MODEL --dtype fp16 -o OUT",
                 )
+
+
+def refuse_non_finite(reference: Weights, model: Weights, keys: Sequence[str]) -> None:
+    """Refuse models with NaN or infinity on permuted axes, by the names of the tensors."""
+    problems = [
+        Problem(key, f"of the {label} holds NaN or infinity: nothing can be compared with it")
+        for key in keys
+        for label, one in (("reference", reference), ("model", model))
+        if not bool(torch.isfinite(one.tensor(key)).all())
+    ]
+    if problems:
+        more = len(problems) - _SHOWN
+        raise CheckError([*problems[:_SHOWN], *([Problem("", f"and {more} more")] if more > 0 else [])], inputs=2)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from remelt.alignment.assignment import Solver, solve
+from remelt.alignment.experts import are_many
 from remelt.alignment.permutation import Permutation
 from remelt.alignment.products import free_levels, rows_of, rows_of_both
 from remelt.alignment.weights import Lying, Weights
@@ -28,6 +29,8 @@ def signature_start(
     """For each group the permutation under which the sorted rows of both models agree most."""
     found = {}
     for group in groups:
+        if are_many(group):  # whose pairs are too many to be compared
+            continue
         terms: dict[tuple[str, ...], torch.Tensor] = {}
         for window in group.windows:
             levels = free_levels(group, window)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from remelt.alignment.files import SavedPermutations, specification_faults, windowed_keys
+from remelt.alignment.files import SavedPermutations, windowed_keys
 from remelt.api.configurations import CONFIG, read_json
 from remelt.api.dialect_views import from_in_original, in_original
-from remelt.archs.axes.find import axis_groups
-from remelt.archs.axes.heads import Heads
-from remelt.archs.axes.language import heads_of_configuration
-from remelt.archs.axis_groups import AxisGroup, Shapes
+from remelt.archs.axes.find import SPECIFICATIONS, axis_groups
+from remelt.archs.axes.heads import HeadRule, Heads
+from remelt.archs.axes.language import heads_of_configuration, language_groups
+from remelt.archs.axes.recognise import recognise_network
+from remelt.archs.axis_groups import AxisGroup, Shapes, Window, faults, keys_of
 from remelt.check.inputs import Input
 from remelt.check.report import fold_keys
 from remelt.errors import CheckError, Problem
@@ -55,7 +56,8 @@ class Pair:
     """A model that is to be aligned to a reference, both in the original layout, and the groups that are matched.
 
     ``groups`` are all groups of the model. ``left`` are those that are not matched: they tie several components, or the
-    reference has nothing of them.
+    reference has nothing of them. ``following`` are tensors that the reference lacks and needs not have: running
+    averages, and copies of embeddings. They are permuted, but not compared.
     """
 
     arch: str
@@ -64,11 +66,24 @@ class Pair:
     model: Checkpoint
     groups: tuple[AxisGroup, ...]
     left: frozenset[str] = frozenset()
+    following: frozenset[str] = frozenset()
 
     @property
     def matched(self) -> tuple[AxisGroup, ...]:
         """The groups that are matched."""
         return tuple(group for group in self.groups if not group.is_fixed and group.name not in self.left)
+
+    @property
+    def compared(self) -> tuple[AxisGroup, ...]:
+        """The same, with the windows by which the models are compared."""
+
+        def is_there(group: AxisGroup, window: Window) -> bool:
+            return not any(key in self.following for key in keys_of(group, window))
+
+        return tuple(
+            replace(group, windows=tuple(window for window in group.windows if is_there(group, window)))
+            for group in self.matched
+        )
 
     @property
     def shapes(self) -> Shapes:
@@ -92,43 +107,70 @@ def pair_of(reference: Input, model: Input, *, crossing: bool = False) -> Pair:
     Raises `CheckError` with all that keeps them from being matched: archs, shapes, missing or integer tensors, and
     groups that are wrong.
     """
-    archs = [given.detection.arch for given in (reference, model)]
-    for given, arch in zip((reference, model), archs, strict=True):
-        if arch is None:
-            message = f"is of no known arch, so that nobody can tell its axis groups: {given.detection.evidence}"
-            hint = "derive them from the module: remelt.groups_from_module, then match and save_permutations"
-            raise CheckError([Problem(given.label, message, hint, given.model.span)], inputs=2)
-    assert archs[0] is not None
-    assert archs[1] is not None
-    if archs[0].name != archs[1].name:
-        message = f"is {archs[1].name}, but {reference.label}, to which it is to be aligned, is {archs[0].name}"
+    first, second = arch_of(reference), arch_of(model)
+    if first != second:
+        message = f"is {second}, but {reference.label}, to which it is to be aligned, is {first}"
         raise CheckError([Problem(model.label, message, span=model.model.span)], inputs=2)
     views = in_original(reference), in_original(model)
-    shapes = {key: info.shape for key, info in views[1].tensors.items()}
-    groups = axis_groups(archs[1].name, shapes, heads_of(model))
-    if faults := list(specification_faults(groups, shapes)):
-        shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
-        message = f"the axis groups of {archs[1].name} do not fit it: {shown}"
-        raise CheckError(
-            [Problem(model.label, message, "it is of a variant that is not known", model.model.span)], inputs=2
-        )
+    groups = groups_of(model)
     absent = {
         group.name
         for group in groups
         if not group.is_fixed and all(key not in views[0].tensors for key in windowed_keys([group]))
     }
     crossed = {group.name for group in groups if group.crosses and not crossing}
-    pair = Pair(archs[1].name, (reference.label, model.label), *views, groups, frozenset(absent | crossed))
+    following = frozenset(key for key in windowed_keys(groups) if key not in views[0].tensors and _follows(model, key))
+    pair = Pair(second, (reference.label, model.label), *views, groups, frozenset(absent | crossed), following)
     problems = [*_differences(pair), *_unmovable(reference, pair), *_unmovable(model, pair)]
     if problems:
         raise CheckError(shortened(problems), inputs=2)
     return pair
 
 
+def _follows(given: Input, key: str) -> bool:
+    """Whether a tensor is a running average of another one, or a copy of embeddings that others do without."""
+    arch = given.detection.arch
+    if arch is None:
+        return False
+    shadow = arch.shadow is not None and key.startswith(arch.shadow.prefix)
+    return shadow or any(key == pair[0] for pair in arch.tied)
+
+
+def arch_of(given: Input) -> str:
+    """The specification that tells a model's axis groups: its arch, or what its keys are without one.
+
+    Raises `CheckError` where there is none.
+    """
+    arch = given.detection.arch
+    name = recognise_network(_shapes(given.checkpoint)) if arch is None else arch.name
+    if name is None:
+        message = f"is of no known arch, so that nobody can tell its axis groups: {given.detection.evidence}"
+        hint = "remelt.groups_from_module derives those of a module"
+        raise CheckError([Problem(given.label, message, hint, given.model.span)], inputs=2)
+    return name
+
+
+def groups_of(given: Input) -> tuple[AxisGroup, ...]:
+    """All axis groups of a model in the original layout; `CheckError` where they do not have all of its axes."""
+    name, shapes = arch_of(given), _shapes(in_original(given))
+    groups = axis_groups(name, shapes, heads_of(given))
+    if wrong := list(faults(groups, shapes)):
+        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        message = f"the axis groups of {name} do not fit it: {shown}"
+        raise CheckError(
+            [Problem(given.label, message, "it is of a variant that is not known", given.model.span)], inputs=2
+        )
+    return groups
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {key: info.shape for key, info in checkpoint.tensors.items()}
+
+
 def _differences(pair: Pair) -> Iterator[Problem]:
     """Tensors that lie on permuted axes, and that the reference lacks or has in another shape."""
     reference, model = pair.labels
-    keys = windowed_keys(pair.matched)
+    keys = [key for key in windowed_keys(pair.matched) if key not in pair.following]
     if lacking := [key for key in keys if key not in pair.reference.tensors]:
         count = f"{len(lacking)} tensor{'s' if len(lacking) > 1 else ''}"
         message = f"lacks {count} that {model} has, of groups that it has otherwise: {fold_keys(lacking)}"
@@ -180,7 +222,11 @@ def heads_of(given: Input) -> Heads:
     file = None if path is None else (path if path.is_dir() else path.parent) / CONFIG
     if file is None or not file.is_file():
         return {}
-    return heads_of_configuration(read_json(file))
+    told, name = read_json(file), arch_of(given)
+    if SPECIFICATIONS[name] is language_groups:
+        return heads_of_configuration(told)
+    count = told.get("num_attention_heads")
+    return {"vision": HeadRule(count=count)} if name == "vit" and isinstance(count, int) else {}
 
 
 def align(
@@ -196,11 +242,13 @@ def align(
     With ``rotations``, heads are then turned to where they lie nearer still.
     """
     from remelt.alignment.matching import match
+    from remelt.alignment.permutation import of_groups
     from remelt.alignment.rotations import turned
 
     reference, model = CheckpointWeights(pair.reference), CheckpointWeights(pair.model)
-    found = match(reference, model, pair.matched, start=start, margins=margins, progress=progress)
-    return turned(found, reference, model, pair.matched) if rotations else found
+    found = match(reference, model, pair.compared, start=start, margins=margins, crossing=True, progress=progress)
+    found = replace(found, permutations=of_groups(pair.matched, found.permutations))
+    return turned(found, reference, model, pair.compared) if rotations else found
 
 
 def saved(pair: Pair, found: Match, *, reference: str = "", model: str = "") -> SavedPermutations:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from remelt.alignment.checking import CheckReport, check_numerically, check_statically
-from remelt.alignment.files import windowed_keys
 from remelt.alignment.instances import INSTANCES
-from remelt.api.alignment import heads_of
-from remelt.api.dialect_views import in_original
+from remelt.api.alignment import arch_of, groups_of
 from remelt.archs.axes.find import axis_groups
 from remelt.archs.detect import detect
 from remelt.check.inputs import Input
 from remelt.core.nearest import nearest_hint
-from remelt.errors import OptionError, RefusedError
+from remelt.errors import OptionError
 from remelt.formats.checkpoint import open_checkpoint
 from remelt.recipe.node import Model
 
@@ -62,11 +60,5 @@ def _arch_of(path: Path) -> str:
     """The arch of a file, of which the groups fit its tensors."""
     with open_checkpoint(path) as checkpoint:
         given = Input(path.name, Model(path.name), checkpoint, detect(checkpoint.tensors))
-        arch = given.detection.arch
-        if arch is None:
-            raise RefusedError(f"{path.name} is of no known arch: {given.detection.evidence}")
-        shapes = {key: info.shape for key, info in in_original(given).tensors.items()}
-        groups = axis_groups(arch.name, shapes, heads_of(given))
-        known = windowed_keys(groups)
-        check_statically(path.name, groups, {key: shape for key, shape in shapes.items() if key in known})
-        return arch.name
+        groups_of(given)
+        return arch_of(given)

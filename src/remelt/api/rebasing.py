@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from remelt.api.opening import open_models
 from remelt.api.options import PathLike
 from remelt.api.prepare import Prepared
 from remelt.check.bound import bind_recipes
-from remelt.errors import OutputError
+from remelt.errors import OptionError, OutputError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.locate import models_folders
 from remelt.methods import METHODS
@@ -107,10 +108,12 @@ def alignments_of(prepared: Prepared) -> list[Alignment]:
 def margins_of(alignment: Alignment, path: Path) -> Margins:
     """The margins of a reference, which are computed where the file is not there."""
     reference = alignment.pair.reference
-    digest = _hash(reference)
+    if not reference.files():
+        raise OptionError("margins are kept for a reference that is a file", hint="save it, or leave out margins")
+    digest = hashlib.sha256((_hash(reference) + reference.view_of()).encode("utf-8", "surrogatepass")).hexdigest()
     if path.exists():
         return load_margins(path, digest)
-    found = find_margins(CheckpointWeights(reference), alignment.pair.matched)
+    found = find_margins(CheckpointWeights(reference), alignment.pair.compared)
     save_margins(found, path, digest)
     return found
 

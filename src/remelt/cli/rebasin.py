@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from remelt.cli import options as shared
 from remelt.cli.alignment import matching, record, told
@@ -89,11 +90,16 @@ def command(
     remelt rebasin many A B C -o mean.safetensors
     remelt rebasin check sdxl
     """
+    given_here = [one for one in context.params if context.get_parameter_source(one) is ParameterSource.COMMANDLINE]
     if context.invoked_subcommand is not None:
+        if given_here:
+            name = f"--{given_here[0].replace('_', '-')}"
+            hint = f"remelt rebasin {context.invoked_subcommand} ... {name}"
+            raise UsageError(f"options of {context.invoked_subcommand} stand behind it, but {name} before", hint=hint)
         return
     if model_a is None or model_b is None:
         raise UsageError("two models are aligned", hint="remelt rebasin --model-a A --model-b B -o OUT")
-    if permutations is not None and any(given[name] for name in ("save", "margins", "rotations")):
+    if permutations is not None and {"save", "margins", "rotations", "start", "crossing"} & set(given_here):
         raise UsageError(
             "with --permutations nothing is matched, that could be kept, proven or rotated", hint="leave one out"
         )
