@@ -126,8 +126,7 @@ def solve(
         parts, value = fit.bettered(candidate)
         if value > found:
             best, found = parts, value
-    noise = _rounding(terms)
-    if found - before <= noise:
+    if found <= before or found - before <= _rounding(terms):
         return current, 0.0
     return Permutation(group, best), found - before
 

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from remelt.alignment.margins import Margins
-from remelt.alignment.matching import BOTH, Descent, Visit, Work, match
+from remelt.alignment.matching import Descent, Visit, Work, match
 from remelt.alignment.permutation import Permutation, Permutations, TensorPlan, of_groups
 from remelt.alignment.refusals import refuse_unfit
 from remelt.alignment.weights import Lying, Weights, weighed, windows_by_key
 from remelt.archs.axis_groups import AxisGroup
 from remelt.errors import OptionError
+from remelt.recipe.permuting import BOTH, OTHERS
 
-REFINING = "others"
-"""The start of the visits that refine: what the others, as permuted now, make of a model."""
 _MOST_PASSES = 100
 
 
@@ -64,11 +63,11 @@ class SumOfModels:
         """The sum of one tensor."""
         total = torch.zeros(self.shapes[key])
         for model, permutations in zip(self.models, self.permutations, strict=True):
-            total += permuted_tensor(key, model, permutations, self.lying)
+            total += permuted_weight(key, model, permutations, self.lying)
         return total
 
 
-def permuted_tensor(key: str, model: Weights, permutations: Permutations, lying: Lying) -> torch.Tensor:
+def permuted_weight(key: str, model: Weights, permutations: Permutations, lying: Lying) -> torch.Tensor:
     """What a model has under a key once it is permuted: its own tensor where nothing moves."""
     windows = [(permutations[group.name], one) for group, one in lying.get(key, ()) if group.name in permutations]
     plan = TensorPlan.of(key, tuple(model.shapes[key]), windows)
@@ -162,7 +161,7 @@ class _Refining:
             [self.models[other] for other in others], [self.permutations[other] for other in others], self.lying
         )
         work = Work(reference, self.models[place], self.groups)
-        descent = Descent(work, REFINING, self.permutations[place], objective)
+        descent = Descent(work, OTHERS, self.permutations[place], objective)
         descent.leave([group.name for group in self.groups if group.name not in stale])
         touched: set[str] = set()
         for visit in descent.run():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,16 +49,20 @@ class Margins:
 
 
 def find_margins(
-    reference: Weights, groups: Sequence[AxisGroup], progress: Callable[[AxisGroup], None] | None = None
+    reference: Weights,
+    groups: Sequence[AxisGroup],
+    progress: Callable[[AxisGroup, int, float], None] | None = None,
 ) -> Margins:
     """The margins of a reference: as much work as one dense sweep, without assignments.
 
-    Experts that are too many to be compared all at once have none, and are always matched.
+    ``progress`` hears of each group, how many are left, and how many seconds it took. Experts that are too many to be
+    compared all at once have none, and are always matched.
     """
     free = weighed(group for group in groups if not group.is_fixed)
     lying = windows_by_key(free)
     found: dict[Name, Rows] = {}
-    for group in free:
+    for place, group in enumerate(free):
+        begun = time.monotonic()
         if are_many(group):
             continue
         for levels, term in inner_products(group, reference, reference, lying, {}).items():
@@ -66,7 +71,7 @@ def find_margins(
                 term.view(size, size), _cells(group, levels), _columns(group, levels, reference)
             )
         if progress is not None:
-            progress(group)
+            progress(group, len(free) - place - 1, time.monotonic() - begun)
     return Margins(found, {group.name: digest_of(group) for group in free})
 
 

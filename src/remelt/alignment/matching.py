@@ -24,8 +24,8 @@ from remelt.alignment.signatures import signature_start
 from remelt.alignment.weights import Weights, weighed, windows_by_key
 from remelt.archs.axis_groups import AxisGroup, keys_of
 from remelt.errors import OptionError
+from remelt.recipe.permuting import BOTH, IDENTITY, SIGNATURE, STARTS
 
-IDENTITY, SIGNATURE, BOTH = STARTS = "identity", "signature", "both"
 _MOST_SWEEPS = 100
 
 

@@ -38,10 +38,13 @@ def inner_products(
         if not levels:
             continue
         size = math.prod(group.shape(levels))
-        if levels not in found:
-            found[levels] = torch.zeros(size, size)
         cells = group.by_name[levels[0]].cells if len(levels) == 1 else ()
         for ours, theirs in rows_of_both(group, window, reference, model, lying, permutations):
+            if levels not in found and not cells:
+                found[levels] = ours @ theirs.T  # large matrices are not filled with zeros first
+                continue
+            if levels not in found:
+                found[levels] = torch.zeros(size, size)
             for start, stop in stretches(cells or (size,)):
                 found[levels][start:stop, start:stop].addmm_(ours[start:stop], theirs[start:stop].T)
     return {levels: term.view(*group.shape(levels) * 2) for levels, term in found.items()}

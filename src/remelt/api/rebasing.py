@@ -11,24 +11,26 @@ from typing import TYPE_CHECKING
 from remelt.alignment.files import SavedPermutations, save_permutations
 from remelt.alignment.margin_files import load_margins, save_margins
 from remelt.alignment.margins import Margins, find_margins
+from remelt.alignment.matching import Visit
 from remelt.api.alignment import Alignment, CheckpointWeights, Pair, saved
 from remelt.api.group import refuse
 from remelt.api.hashing import content_hash
 from remelt.api.opening import open_models
 from remelt.api.options import PathLike
 from remelt.api.prepare import Prepared
+from remelt.archs.axis_groups import AxisGroup
 from remelt.check.bound import bind_recipes
 from remelt.errors import OptionError, OutputError
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.locate import models_folders
 from remelt.methods import METHODS
 from remelt.recipe.node import Operand
-from remelt.recipe.permuting import BOTH, expand_permutations, rebasin
+from remelt.recipe.permuting import BOTH, MARGINS, expand_permutations, rebasin
 
 if TYPE_CHECKING:
-    from remelt.alignment.matching import Match, Visit
+    from remelt.alignment.matching import Match
 
-Progress = Callable[["Visit"], None]
+Progress = Callable[[Visit], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def find(
 ) -> Aligned:
     """What an alignment of opened models finds, kept where that is asked for."""
     if margins is not None and alignment.match is None:
-        alignment.margins = margins_of(alignment, Path(margins))
+        alignment.margins = margins_of(alignment, Path(margins), progress)
     return kept(alignment.pair, alignment.find(progress), save, overwrite=overwrite)
 
 
@@ -105,15 +107,20 @@ def alignments_of(prepared: Prepared) -> list[Alignment]:
     return list(dict.fromkeys(one for group in prepared.groups for one in group.alignments))
 
 
-def margins_of(alignment: Alignment, path: Path) -> Margins:
+def margins_of(alignment: Alignment, path: Path, progress: Progress | None = None) -> Margins:
     """The margins of a reference, which are computed where the file is not there."""
+
+    def heard(group: AxisGroup, pending: int, seconds: float) -> None:
+        if progress is not None:
+            progress(Visit(MARGINS, 0, group, 0.0, 0.0, 0, pending, seconds))
+
     reference = alignment.pair.reference
     if not reference.files():
         raise OptionError("margins are kept for a reference that is a file", hint="save it, or leave out margins")
     digest = hashlib.sha256((_hash(reference) + reference.view_of()).encode("utf-8", "surrogatepass")).hexdigest()
     if path.exists():
         return load_margins(path, digest)
-    found = find_margins(CheckpointWeights(reference), alignment.pair.compared)
+    found = find_margins(CheckpointWeights(reference), alignment.pair.compared, heard)
     save_margins(found, path, digest)
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remelt.alignment.many import REFINING, ManyMatch, match_many
+from remelt.alignment.many import ManyMatch, match_many
 from remelt.alignment.matching import Match
 from remelt.alignment.products import agreement, squared_norms
 from remelt.alignment.rotations import turned
@@ -23,7 +23,7 @@ from remelt.errors import CheckError, OptionError, Problem
 from remelt.formats.locate import models_folders
 from remelt.methods import METHODS
 from remelt.recipe.node import Operand
-from remelt.recipe.permuting import BOTH, expand_permutations, rebasin
+from remelt.recipe.permuting import BOTH, OTHERS, expand_permutations, rebasin
 
 if TYPE_CHECKING:
     from remelt.alignment.matching import Visit
@@ -85,28 +85,35 @@ def align_many(
         pairs = [one.pair for one in alignments]
         places = _places(pairs, save, overwrite=overwrite)
         groups = _shared_groups(pairs)
-        visits: list[list[Visit]] = [[] for _ in models]
-        labels = [pairs[0].labels[0], *(pair.labels[1] for pair in pairs)]
-
-        def heard(place: int, visit: Visit) -> None:
-            if visit.start == REFINING:
-                visits[place].append(visit)
-            if progress is not None:
-                progress(labels[place], visit)
-
-        found = match_many(
-            [CheckpointWeights(one) for one in (pairs[0].reference, *(pair.model for pair in pairs))],
-            groups,
-            start=start,
-            margins=None if margins is None else margins_of(alignments[0], Path(margins)),
-            crossing=crossing,
-            progress=heard,
-        )
+        hearing = _Hearing([pairs[0].labels[0], *(pair.labels[1] for pair in pairs)], progress)
+        known = None if margins is None else margins_of(alignments[0], Path(margins), hearing.of_the_first)
+        weights = [CheckpointWeights(one) for one in (pairs[0].reference, *(pair.model for pair in pairs))]
+        found = match_many(weights, groups, start=start, margins=known, crossing=True, progress=hearing.of_one)
         made = []
         for place, alignment in enumerate(alignments, start=1):
-            match = _match(alignment, groups, found, place, visits[place], rotations=rotations)
+            match = _match(alignment, groups, found, place, hearing.refining[place], rotations=rotations)
             made.append(kept(alignment.pair, match, places[place - 1], overwrite=overwrite))
     return AlignedMany(tuple(made), found.before, found.aligned, found.after, found.passes)
+
+
+class _Hearing:
+    """Passes visits on with the names of their models, and keeps those that refine."""
+
+    def __init__(self, labels: Sequence[str], progress: Progress | None) -> None:
+        self.labels, self.progress = labels, progress
+        self.refining: list[list[Visit]] = [[] for _ in labels]
+
+    def of_the_first(self, visit: Visit) -> None:
+        """What is computed of the first model alone."""
+        if self.progress is not None:
+            self.progress(self.labels[0], visit)
+
+    def of_one(self, place: int, visit: Visit) -> None:
+        """The visit of one model's group."""
+        if visit.start == OTHERS:
+            self.refining[place].append(visit)
+        if self.progress is not None:
+            self.progress(self.labels[place], visit)
 
 
 def _places(pairs: Sequence[Pair], folder: PathLike | None, *, overwrite: bool) -> list[Path | None]:
@@ -156,5 +163,5 @@ def _match(
     permutations, lying = found.permutations[place], windows_by_key(groups)
     ours, theirs, before = squared_norms(reference, model, list(lying))
     after = agreement(reference, model, lying, permutations, list(lying))
-    made = Match(permutations, before, after, (ours, theirs), REFINING, found.passes, visits=tuple(visits))
+    made = Match(permutations, before, after, (ours, theirs), OTHERS, found.passes, visits=tuple(visits))
     return turned(made, reference, model, groups) if rotations else made

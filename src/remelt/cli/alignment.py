@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from remelt.core.units import format_seconds
+from remelt.recipe.permuting import MARGINS, OTHERS
 
 if TYPE_CHECKING:
     from remelt.alignment.matching import Visit
     from remelt.api.prepare import Prepared
     from remelt.api.rebasing import Aligned
 
-OTHERS = "others"
-"""Where matching begins that refines: what the other models make of one."""
 _QUIET = 5.0
 """Seconds between two lines of progress in a log."""
 
@@ -52,8 +51,10 @@ def match_first(prepared: Prepared, *, quiet: bool) -> None:
 
 
 def shown(visit: Visit, model: str = "") -> str:
-    """One visit in words: where matching is, and how near the models lie."""
+    """One visit in words: where matching is, and how near the models lie; or what margins are computed of."""
     whose = f"{model}: " if model else ""
+    if visit.start == MARGINS:
+        return f"{whose}margins of the reference: {visit.group.name}"
     return f"{whose}{visit.start}, sweep {visit.sweep + 1}: {visit.group.name}, objective {visit.agreement:.6g}"
 
 

@@ -20,9 +20,10 @@ from remelt.recipe.vocabulary import ALIGN
 from remelt.recipe.walk import rewrite, topological
 
 PERMUTE, REBASIN = "permute", "rebasin"
-BOTH, IDENTITY, SIGNATURE = "both", "identity", "signature"
-STARTS = (BOTH, IDENTITY, SIGNATURE)
+IDENTITY, SIGNATURE, BOTH = STARTS = "identity", "signature", "both"
 """Where matching begins: with nothing moved, with channels alike in what no permutation changes, or the better."""
+MARGINS, OTHERS = "margins", "others"
+"""What is told in the place of a start: while margins are computed, and where models are refined by the others."""
 _SWITCHES = ("crossing", "rotations")
 _PERMUTE_USAGE = 'permute("b", "b-to-a.safetensors", inverse=False)'
 _REBASIN_USAGE = 'rebasin("b", to="a")'
