@@ -113,6 +113,16 @@ def test_a_plan_tells_that_models_are_aligned_first(remelt: Remelt, folder: Path
             2,
             "with --permutations nothing is matched, that could be kept, proven or rotated",
         ),
+        (
+            ("rebasin", "--model-a", "a", "--model-b", "b", "--alpha", "0.3"),
+            2,
+            "without an output nothing is merged, and --alpha has no effect\nhint: -o OUT",
+        ),
+        (
+            ("rebasin", "--start", "signature", "many", "a", "b"),
+            2,
+            "options of many stand behind it, but --start before\nhint: remelt rebasin many ... --start",
+        ),
         (("rebasin", "many", "a"), 2, "at least two models are averaged"),
         (("rebasin", "--model-a", "a", "--model-b", "b", "--save-permutations", "a.safetensors"), 3, "exists"),
         (("rebasin", "--model-a", "a", "--model-b", "b", "-o", "a.safetensors"), 3, "a.safetensors exists"),

@@ -90,16 +90,15 @@ def command(
     remelt rebasin many A B C -o mean.safetensors
     remelt rebasin check sdxl
     """
-    given_here = [one for one in context.params if context.get_parameter_source(one) is ParameterSource.COMMANDLINE]
+    here = _given_here(context)
     if context.invoked_subcommand is not None:
-        if given_here:
-            name = f"--{given_here[0].replace('_', '-')}"
+        for name in here.values():
             hint = f"remelt rebasin {context.invoked_subcommand} ... {name}"
             raise UsageError(f"options of {context.invoked_subcommand} stand behind it, but {name} before", hint=hint)
         return
     if model_a is None or model_b is None:
         raise UsageError("two models are aligned", hint="remelt rebasin --model-a A --model-b B -o OUT")
-    if permutations is not None and {"save", "margins", "rotations", "start", "crossing"} & set(given_here):
+    if permutations is not None and {"save", "margins", "rotations", "start", "crossing"} & here.keys():
         raise UsageError(
             "with --permutations nothing is matched, that could be kept, proven or rotated", hint="leave one out"
         )
@@ -110,10 +109,21 @@ def command(
     if given["output"] is None:
         if permutations is not None:
             raise UsageError("there is nothing to do: no matching, and no output", hint="-o OUT")
+        if idle := [name for one, name in here.items() if one in ("alpha", "dtype", "threads", "memory")]:
+            raise UsageError(f"without an output nothing is merged, and {idle[0]} has no effect", hint="-o OUT")
         _only_match(model_b, model_a, given)
         return
     recipe = Call("weighted_sum", (as_node(model_a), aligned), (("alpha", Value(alpha)),))
     _merge(recipe, given, lambda _, __: given["save"])
+
+
+def _given_here(context: click.Context) -> dict[str, str]:
+    """The options that stand on the command line, before a subcommand where there is one, as they are spelled."""
+    return {
+        str(one.name): one.opts[0]
+        for one in context.command.params
+        if context.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
+    }
 
 
 @command.command("many")
