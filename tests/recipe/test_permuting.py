@@ -96,7 +96,7 @@ def test_the_package_of_that_name_can_be_called_as_the_word() -> None:
             "permute takes models and what methods make of them, but stack_layers gives other tensors|but layers gives",
             "permute the models inside it",
         ),
-        (lambda: rebasin("b", to="a", start="everywhere"), "matching starts from both, identity, signature", None),
+        (lambda: rebasin("b", to="a", start="everywhere"), "matching starts from identity, signature, both", None),
         (lambda: rebasin("b", to="a", start="identty"), "but got 'identty'", "did you mean 'identity'?"),
         (lambda: rebasin("b", to=0.5), "rebasin aligns to a model", "merge the recipe first"),
         (lambda: rebasin("b", to=rm.weighted_sum("a", "c")), "rebasin aligns to a model", "merge the recipe first"),
