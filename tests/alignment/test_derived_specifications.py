@@ -55,7 +55,9 @@ def _moved(group: AxisGroup, window: Window, parameters: Mapping[str, Converted]
         assert len(one.pieces) == 1
         yield replace(window, key=window.key.replace(window.tensor, one.pieces[0].key))
         return
-    assert not one.transposed
+    if one.transposed:
+        yield replace(window, key=one.pieces[0].key, axis=1 - window.axis)
+        return
     last = int(group.positions(window).max()) + window.run if window.along else 0
     for piece in one.pieces:
         rows = piece.stop - piece.start
