@@ -143,6 +143,15 @@ class Problem:
         return "\n".join(lines)
 
 
+_SHOWN = 12
+
+
+def shortened(problems: Sequence[Problem]) -> list[Problem]:
+    """The first problems, and how many more there are."""
+    more = len(problems) - _SHOWN
+    return [*problems[:_SHOWN], *([Problem("", f"and {more} more")] if more > 0 else [])]
+
+
 class CheckError(RefusedError):
     """All the problems that a recipe has with its inputs, at once."""
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from remelt.alignment.many import SumOfModels, match_many
 from remelt.alignment.matching import Visit
 from remelt.alignment.permutation import Permutation, permuted, random_permutation
-from remelt.alignment.weights import TensorWeights, windows_by_key
+from remelt.alignment.weights import TensorWeights, free_windows
 from remelt.archs.axes.draft import Drafts
 from remelt.archs.axis_groups import AxisGroup
 from remelt.errors import CheckError, OptionError
@@ -65,7 +65,7 @@ def objective(
     """The sum of the inner products of all pairs, by whole copies, of all tensors that may be permuted."""
     whole = [permuted(model, one.values()) for model, one in zip(models, permutations, strict=True)]
     pairs = [(a, b) for place, a in enumerate(whole) for b in whole[:place]]
-    return sum(float((a[key].double() * b[key].double()).sum()) for a, b in pairs for key in windows_by_key(groups))
+    return sum(float((a[key].double() * b[key].double()).sum()) for a, b in pairs for key in free_windows(groups))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -131,7 +131,7 @@ def test_nothing_is_visited_again_once_nothing_around_it_moves() -> None:
 def test_the_sum_of_models_is_that_of_permuted_copies_in_float32() -> None:
     tensors, groups = network(16, seed=4)
     models, hidden = spread({key: tensor.half() for key, tensor in tensors.items()}, groups, 3, 0.5)
-    summed = SumOfModels([TensorWeights(model) for model in models], hidden, windows_by_key(groups))
+    summed = SumOfModels([TensorWeights(model) for model in models], hidden, free_windows(groups))
     whole = [permuted(model, own.values()) for model, own in zip(models, hidden, strict=True)]
     for key in tensors:
         total = summed.tensor(key)

@@ -14,7 +14,7 @@ from remelt.alignment.margins import certified, find_margins
 from remelt.alignment.matching import Visit, match
 from remelt.alignment.permutation import Permutation, permuted, random_permutation
 from remelt.alignment.products import inner_products
-from remelt.alignment.weights import TensorWeights, windows_by_key
+from remelt.alignment.weights import TensorWeights, free_windows
 from remelt.archs.axis_groups import AxisGroup, Level, Window
 from remelt.errors import CheckError, OptionError
 
@@ -137,7 +137,7 @@ def test_a_fine_tune_is_certified_without_a_visit_and_a_permuted_model_is_not() 
 def test_what_margins_certify_a_dense_match_leaves_as_it_is() -> None:
     tensors, groups = transformer(width=32)
     margins = find_margins(TensorWeights(tensors), groups)
-    weights, lying = TensorWeights(tensors), windows_by_key(groups)
+    weights, lying = TensorWeights(tensors), free_windows(groups)
     counts = set()
     for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.9):
         model = TensorWeights(noisy(tensors, share))

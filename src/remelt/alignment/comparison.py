@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from remelt.alignment.permutation import Parts, Permutation, TensorPlan, identity, random_permutation
+from remelt.alignment.permutation import Parts, Permutation, TensorPlan, is_permutation, random_permutation
 from remelt.archs.axis_groups import AxisGroup, Level, Window, keys_of
 
 _SAMPLES = 4
@@ -207,23 +207,10 @@ def _fitted(group: AxisGroup, plans: Plans) -> Parts | None:
             index = tuple(slice(None) if one in (*level.below, name) else 0 for one in window.levels)
             kept = [one for one in window.levels if one in (*level.below, name)]
             part = places[number][index].transpose([kept.index(one) for one in (*level.below, name)])
-            if not _is_allowed(part.astype(np.int32), level, group):
+            if not is_permutation(part.astype(np.int32), level):
                 return None
             parts.setdefault(name, part.astype(np.int32))
     return parts
-
-
-def _is_allowed(part: NDArray[np.int32], level: Level, group: AxisGroup) -> bool:
-    still = identity(level, group)
-    if level.fixed:
-        return bool(np.array_equal(part, still))
-    start = 0
-    for cell in level.cells or (level.size,):
-        stretch = slice(start, start + cell)
-        if not np.array_equal(np.sort(part[..., stretch], axis=-1), still[..., stretch]):
-            return False
-        start += cell
-    return True
 
 
 def _places(group: AxisGroup, window: Window, plans: Plans) -> list[NDArray[np.int64]] | None:

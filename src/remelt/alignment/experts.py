@@ -122,9 +122,7 @@ class _Experts:
         width = width_of_row(self.group, window, self.models[0])
         key = keys_of(self.group, window)[0]
         drawn = Random(number, "rebasin", key, 0, width * _DIRECTIONS)
-        length, turn = drawn.uniform(0), drawn.uniform(1)  # by the transform of Box and Muller
-        normal = np.sqrt(-2.0 * np.log(1.0 - length)) * np.cos(2.0 * math.pi * turn)
-        directions = torch.from_numpy(np.asarray(normal)).float().view(width, _DIRECTIONS)
+        directions = torch.from_numpy(drawn.normal()).float().view(width, _DIRECTIONS)
         found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for item in range(count):
             at, sums = 0, [torch.zeros(()), torch.zeros(())]

@@ -19,9 +19,9 @@ import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
-from remelt.alignment.permutation import Permutation, Permutations, Rotations, identity
+from remelt.alignment.permutation import Permutation, Permutations, Rotations, identity, is_permutation
 from remelt.alignment.rotations import inverse_rotations, rotatable
-from remelt.archs.axis_groups import AxisGroup, Level, Shapes, Window, faults, keys_of
+from remelt.archs.axis_groups import AxisGroup, Level, Shapes, Window, faults, windows_by_key
 from remelt.core.dtype import DType
 from remelt.core.tensor_info import TensorInfo
 from remelt.errors import FormatError, OutputError
@@ -187,7 +187,7 @@ def _read_levels(
             rotations.setdefault(group_name, {})[level_name] = matrices
             continue
         part = np.frombuffer(checkpoint.read(key), "<i4").reshape(info.shape).astype(np.int32)
-        if not _is_permutation(part, level):
+        if not is_permutation(part, level):
             raise FormatError(f"{name} is damaged: {key!r} is no permutation of its level", hint=_BROKEN)
         parts.setdefault(group_name, {})[level_name] = part
     return {one: Permutation(by_name[one], some) for one, some in parts.items()}, rotations
@@ -199,20 +199,10 @@ def _is_rotation(matrices: torch.Tensor) -> bool:
     return bool((product - torch.eye(matrices.shape[-1])).abs().max() < _ROUNDING)  # NaN is not
 
 
-def windowed_keys(groups: Iterable[AxisGroup]) -> dict[str, list[tuple[AxisGroup, Window]]]:
-    """The tensors that groups lie on, with their windows there."""
-    found: dict[str, list[tuple[AxisGroup, Window]]] = {}
-    for group in groups:
-        for window in group.windows:
-            for key in keys_of(group, window):
-                found.setdefault(key, []).append((group, window))
-    return found
-
-
 def specification_faults(groups: Iterable[AxisGroup], shapes: Shapes) -> Iterator[str]:
     """What is wrong with groups of a model with these tensors, of which some may be of no group."""
     given = tuple(groups)
-    known = windowed_keys(given)
+    known = windows_by_key(given)
     return faults(given, {key: shape for key, shape in shapes.items() if key in known})
 
 
@@ -239,20 +229,6 @@ def _is_plausible(group: AxisGroup) -> bool:
 
 def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _is_permutation(part: Part, level: Level) -> bool:
-    """Whether every row permutes the level, within its cells, and not at all where it is fixed."""
-    whole = np.broadcast_to(np.arange(level.size, dtype=np.int32), part.shape)
-    if level.fixed:
-        return bool(np.array_equal(part, whole))
-    start = 0
-    for cell in level.cells or (level.size,):
-        inside = slice(start, start + cell)
-        if not np.array_equal(np.sort(part[..., inside], axis=-1), whole[..., inside]):
-            return False
-        start += cell
-    return True
 
 
 def _told(group: AxisGroup) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from remelt.alignment.margins import Margins
 from remelt.alignment.matching import Descent, Visit, Work, match
 from remelt.alignment.permutation import Permutation, Permutations, TensorPlan, of_groups
 from remelt.alignment.refusals import refuse_unfit
-from remelt.alignment.weights import Lying, Weights, weighed, windows_by_key
+from remelt.alignment.weights import Lying, Weights, free_windows, weighed
 from remelt.archs.axis_groups import AxisGroup
 from remelt.errors import OptionError
 from remelt.recipe.permuting import BOTH, OTHERS
@@ -123,7 +123,7 @@ class _Refining:
         self, models: Sequence[Weights], groups: Sequence[AxisGroup], progress: Callable[[int, Visit], None] | None
     ) -> None:
         self.models, self.groups, self.progress = models, groups, progress
-        self.lying = windows_by_key(groups)
+        self.lying = free_windows(groups)
         self.permutations: list[dict[str, Permutation]] = [{} for _ in models]
 
     def objective(self) -> float:

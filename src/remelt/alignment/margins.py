@@ -19,8 +19,8 @@ import torch
 from remelt.alignment.assignment import stretches
 from remelt.alignment.experts import are_many
 from remelt.alignment.products import elements_of, free_levels, inner_products, width_of_row
-from remelt.alignment.weights import Weights, weighed, windows_by_key
-from remelt.archs.axis_groups import AxisGroup, Window, keys_of
+from remelt.alignment.weights import Weights, free_windows, weighed
+from remelt.archs.axis_groups import AxisGroup, Window, is_tied, keys_of
 
 _CHUNK = 2**17
 """Elements that are looked at together: what stays in a core's cache."""
@@ -59,7 +59,7 @@ def find_margins(
     compared all at once have none, and are always matched.
     """
     free = weighed(group for group in groups if not group.is_fixed)
-    lying = windows_by_key(free)
+    lying = free_windows(free)
     found: dict[Name, Rows] = {}
     for place, group in enumerate(free):
         begun = time.monotonic()
@@ -107,7 +107,7 @@ def _columns(group: AxisGroup, levels: Sequence[str], weights: Weights) -> int:
 
 def certified(margins: Margins, reference: Weights, model: Weights, groups: Sequence[AxisGroup]) -> tuple[str, ...]:
     """The groups of which margins prove that nothing is gained by permuting them alone: both models are read once."""
-    lying = windows_by_key(groups)
+    lying = free_windows(groups)
     sums: dict[Name, tuple[torch.Tensor, torch.Tensor]] = {}
     for group in groups:
         for window in group.windows:
@@ -121,20 +121,11 @@ def certified(margins: Margins, reference: Weights, model: Weights, groups: Sequ
     proven = []
     for group in groups:
         names = [name for name in sums if name[0] == group.name]
-        known = names and margins.digests.get(group.name) == digest_of(group) and not _is_tied(group)
+        known = names and margins.digests.get(group.name) == digest_of(group) and not is_tied(group)
         known = known and all(name in margins.rows for name in names)
         if known and all(_holds(group, name, margins.rows[name], *sums[name]) for name in names):
             proven.append(group.name)
     return tuple(proven)
-
-
-def _is_tied(group: AxisGroup) -> bool:
-    """Whether a group lies on several axes of one tensor: what it gains there is no sum over its rows."""
-    axes: dict[str, set[int]] = {}
-    for window in group.windows:
-        for key in keys_of(group, window):
-            axes.setdefault(key, set()).add(window.axis)
-    return any(len(found) > 1 for found in axes.values())
 
 
 def _holds(group: AxisGroup, name: Name, rows: Rows, along: torch.Tensor, squares: torch.Tensor) -> bool:

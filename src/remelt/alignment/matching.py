@@ -21,8 +21,8 @@ from remelt.alignment.permutation import Permutation, Permutations, Rotations, o
 from remelt.alignment.products import agreement, inner_products, squared_norms
 from remelt.alignment.refusals import refuse_non_finite, refuse_unfit
 from remelt.alignment.signatures import signature_start
-from remelt.alignment.weights import Weights, weighed, windows_by_key
-from remelt.archs.axis_groups import AxisGroup, keys_of
+from remelt.alignment.weights import Weights, free_windows, weighed
+from remelt.archs.axis_groups import AxisGroup, is_tied, keys_of
 from remelt.errors import OptionError
 from remelt.recipe.permuting import BOTH, IDENTITY, SIGNATURE, STARTS
 
@@ -154,21 +154,15 @@ class Work:
 
     def __init__(self, reference: Weights, model: Weights, groups: Sequence[AxisGroup]) -> None:
         self.reference, self.model = reference, model
-        self.lying = windows_by_key(groups)
+        self.lying = free_windows(groups)
         self.keys = list(self.lying)
         self.groups = outward(groups, reference.shapes, self.lying)
         self.beside: dict[str, set[str]] = {group.name: set() for group in groups}
-        self.tied: dict[str, list[str]] = {}
-        for key, windows in self.lying.items():
+        self.tied = {group.name for group in groups if is_tied(group)}
+        for windows in self.lying.values():
             names = {group.name for group, _ in windows}
             for name in names:
                 self.beside[name] |= names
-            axes: dict[str, set[tuple[int, bool]]] = {}
-            for group, window in windows:
-                axes.setdefault(group.name, set()).add((window.axis, window.chooses))
-            for name, found in axes.items():
-                if len(found) > 1 and len({axis for axis, _ in found}) > 1:
-                    self.tied.setdefault(name, []).append(key)
 
     @cached_property
     def _sums(self) -> tuple[float, float, float]:

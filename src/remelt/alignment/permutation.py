@@ -139,6 +139,20 @@ def identity(level: Level, group: AxisGroup) -> NDArray[np.int32]:
     return np.broadcast_to(np.arange(level.size, dtype=np.int32), group.extent(level)).copy()
 
 
+def is_permutation(part: NDArray[np.int32], level: Level) -> bool:
+    """Whether every row permutes the level, within its cells, and not at all where it is fixed."""
+    whole = np.broadcast_to(np.arange(level.size, dtype=np.int32), part.shape)
+    if level.fixed:
+        return bool(np.array_equal(part, whole))
+    start = 0
+    for cell in level.cells or (level.size,):
+        inside = slice(start, start + cell)
+        if not np.array_equal(np.sort(part[..., inside], axis=-1), whole[..., inside]):
+            return False
+        start += cell
+    return True
+
+
 def random_permutation(group: AxisGroup, generator: np.random.Generator) -> Permutation:
     """One of a group's permutations, each as likely as any other."""
     parts = {}

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from remelt.alignment.weights import Weights, windows_by_key
+from remelt.alignment.weights import Weights, free_windows
 from remelt.archs.axis_groups import AxisGroup
-from remelt.errors import CheckError, Problem
-
-_SHOWN = 12
+from remelt.errors import CheckError, Problem, shortened
 
 
 def refuse_unfit(reference: Weights, model: Weights, groups: Sequence[AxisGroup], name: str = "model") -> None:
@@ -20,13 +18,11 @@ def refuse_unfit(reference: Weights, model: Weights, groups: Sequence[AxisGroup]
     """
     problems = list(_problems(reference, model, groups, name))
     if problems:
-        more = len(problems) - _SHOWN
-        shown = problems[:_SHOWN] + ([Problem("", f"and {more} more")] if more > 0 else [])
-        raise CheckError(shown, inputs=2)
+        raise CheckError(shortened(problems), inputs=2)
 
 
 def _problems(reference: Weights, model: Weights, groups: Sequence[AxisGroup], called: str) -> Iterator[Problem]:
-    for key, windows in windows_by_key(groups).items():
+    for key, windows in free_windows(groups).items():
         name = windows[0][0].name
         lacking = [label for label, one in (("reference", reference), (called, model)) if key not in one.shapes]
         if lacking:
@@ -55,5 +51,4 @@ def refuse_non_finite(reference: Weights, model: Weights, keys: Sequence[str]) -
         if not bool(torch.isfinite(one.tensor(key)).all())
     ]
     if problems:
-        more = len(problems) - _SHOWN
-        raise CheckError([*problems[:_SHOWN], *([Problem("", f"and {more} more")] if more > 0 else [])], inputs=2)
+        raise CheckError(shortened(problems), inputs=2)

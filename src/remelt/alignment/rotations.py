@@ -17,7 +17,7 @@ import torch
 from remelt.alignment.matching import Match
 from remelt.alignment.permutation import Permutation, Permutations, Rotations
 from remelt.alignment.products import permuted_around
-from remelt.alignment.weights import Weights, windows_by_key
+from remelt.alignment.weights import Weights, free_windows
 from remelt.archs.axes.draft import HEAD, QK, VALUE
 from remelt.archs.axis_groups import AxisGroup, Level, Shapes, Window
 from remelt.errors import RefusedError
@@ -111,7 +111,7 @@ def _nearest(
     reference: Weights, model: Weights, groups: Sequence[AxisGroup], permutations: Permutations
 ) -> Iterator[tuple[AxisGroup, str, torch.Tensor, float]]:
     """The levels that are better rotated: by what, and how much the sum of the inner products gains."""
-    lying = windows_by_key(groups)
+    lying = free_windows(groups)
     for group in groups:
         for name in rotatable(group, model.shapes) if not group.is_fixed else ():
             products = torch.zeros((), dtype=torch.float64)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from remelt.archs.axis_groups import AxisGroup, Shapes, Window, keys_of
+from remelt.archs.axis_groups import AxisGroup, Shapes, Window, windows_by_key
 
 
 class Weights(Protocol):
@@ -64,12 +64,6 @@ Lying = dict[str, list[tuple[AxisGroup, Window]]]
 """For each tensor the windows that lie on it."""
 
 
-def windows_by_key(groups: Iterable[AxisGroup]) -> Lying:
+def free_windows(groups: Iterable[AxisGroup]) -> Lying:
     """Which windows of which groups lie on each tensor, groups that are fixed left out."""
-    found: Lying = {}
-    for group in groups:
-        if not group.is_fixed:
-            for window in group.windows:
-                for key in keys_of(group, window):
-                    found.setdefault(key, []).append((group, window))
-    return found
+    return windows_by_key(group for group in groups if not group.is_fixed)

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from remelt.alignment.files import SavedPermutations, windowed_keys
+from remelt.alignment.files import SavedPermutations
 from remelt.api.configurations import CONFIG, read_json
 from remelt.api.dialect_views import from_in_original, in_original
 from remelt.archs.axes.find import SPECIFICATIONS, axis_groups
 from remelt.archs.axes.heads import HeadRule, Heads
 from remelt.archs.axes.language import heads_of_configuration, language_groups
 from remelt.archs.axes.recognise import recognise_network
-from remelt.archs.axis_groups import AxisGroup, Shapes, Window, faults, keys_of
+from remelt.archs.axis_groups import AxisGroup, Shapes, Window, faults, keys_of, windows_by_key
 from remelt.check.inputs import Input
 from remelt.check.report import fold_keys
-from remelt.errors import CheckError, Problem
+from remelt.errors import CheckError, Problem, shortened
 from remelt.formats.checkpoint import Checkpoint
 from remelt.recipe.permuting import BOTH
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from remelt.alignment.margins import Margins
     from remelt.alignment.matching import Match, Visit
 
-_SHOWN = 12
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -94,7 +93,8 @@ class Pair:
     def work(self) -> float:
         """The floating-point operations of one dense sweep: those of all cost matrices."""
         shapes = self.shapes
-        return sum(_work(group, key, shapes) for group in self.matched for key in windowed_keys([group]))
+        lying = windows_by_key(self.matched)
+        return sum(_work(*one, key, shapes) for key, windows in lying.items() for one in windows)
 
     def told(self) -> str:
         """What is matched, for a person: the groups, and what a dense sweep takes."""
@@ -112,14 +112,14 @@ def pair_of(reference: Input, model: Input, *, crossing: bool = False) -> Pair:
         message = f"is {second}, but {reference.label}, to which it is to be aligned, is {first}"
         raise CheckError([Problem(model.label, message, span=model.model.span)], inputs=2)
     views = in_original(reference), in_original(model)
-    groups = groups_of(model)
+    groups = groups_of(model, views[1])
     absent = {
         group.name
         for group in groups
-        if not group.is_fixed and all(key not in views[0].tensors for key in windowed_keys([group]))
+        if not group.is_fixed and all(key not in views[0].tensors for key in windows_by_key([group]))
     }
     crossed = {group.name for group in groups if group.crosses and not crossing}
-    following = frozenset(key for key in windowed_keys(groups) if key not in views[0].tensors and _follows(model, key))
+    following = frozenset(key for key in windows_by_key(groups) if key not in views[0].tensors and _follows(model, key))
     pair = Pair(second, (reference.label, model.label), *views, groups, frozenset(absent | crossed), following)
     problems = [*_differences(pair), *_unmovable(reference, pair), *_unmovable(model, pair)]
     if problems:
@@ -150,9 +150,9 @@ def arch_of(given: Input) -> str:
     return name
 
 
-def groups_of(given: Input) -> tuple[AxisGroup, ...]:
-    """All axis groups of a model in the original layout; `CheckError` where they do not have all of its axes."""
-    name, shapes = arch_of(given), _shapes(in_original(given))
+def groups_of(given: Input, view: Checkpoint) -> tuple[AxisGroup, ...]:
+    """All axis groups of a model by its view in the original layout; `CheckError` where they lack any of its axes."""
+    name, shapes = arch_of(given), _shapes(view)
     groups = axis_groups(name, shapes, heads_of(given))
     if wrong := list(faults(groups, shapes)):
         shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
@@ -170,7 +170,7 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 def _differences(pair: Pair) -> Iterator[Problem]:
     """Tensors that lie on permuted axes, and that the reference lacks or has in another shape."""
     reference, model = pair.labels
-    keys = [key for key in windowed_keys(pair.matched) if key not in pair.following]
+    keys = [key for key in windows_by_key(pair.matched) if key not in pair.following]
     if lacking := [key for key in keys if key not in pair.reference.tensors]:
         count = f"{len(lacking)} tensor{'s' if len(lacking) > 1 else ''}"
         message = f"lacks {count} that {model} has, of groups that it has otherwise: {fold_keys(lacking)}"
@@ -185,7 +185,7 @@ def _differences(pair: Pair) -> Iterator[Problem]:
 
 def _unmovable(given: Input, pair: Pair) -> Iterator[Problem]:
     view = pair.reference if given.label == pair.labels[0] else pair.model
-    yield from unmovable(given, view, set(windowed_keys(pair.matched)))
+    yield from unmovable(given, view, set(windows_by_key(pair.matched)))
 
 
 def unmovable(given: Input, view: Checkpoint, keys: Collection[str]) -> Iterator[Problem]:
@@ -208,12 +208,6 @@ def unmovable(given: Input, view: Checkpoint, keys: Collection[str]) -> Iterator
 
 def _tensors(keys: Sequence[str]) -> str:
     return "1 tensor is" if len(keys) == 1 else f"{len(keys)} tensors are"
-
-
-def shortened(problems: Sequence[Problem]) -> list[Problem]:
-    """The first problems, and how many more there are."""
-    more = len(problems) - _SHOWN
-    return [*problems[:_SHOWN], *([Problem("", f"and {more} more")] if more > 0 else [])]
 
 
 def heads_of(given: Input) -> Heads:
@@ -315,17 +309,14 @@ def format_work(count: float) -> str:
     return f"{count / 1000**power:.3g} {_UNITS[power]}FLOP"
 
 
-def _work(group: AxisGroup, key: str, shapes: Shapes) -> float:
-    """The operations of a group's cost matrices on one tensor."""
-    total = 0.0
-    for known, window in windowed_keys([group])[key]:
-        pairs, share = 1.0, 1.0
-        for name in window.levels:
-            level = known.by_name[name]
-            if not level.fixed:
-                pairs *= sum(cell * cell for cell in level.cells or (level.size,)) / level.size
-        if window.along:
-            axis = window.axis + window.is_stacked
-            share = math.prod(known.shape(window.along)) * window.run / shapes[key][axis]
-        total += 2.0 * pairs * math.prod(shapes[key]) * share
-    return total
+def _work(group: AxisGroup, window: Window, key: str, shapes: Shapes) -> float:
+    """The operations of a group's cost matrices on what a window has of one tensor."""
+    pairs, share = 1.0, 1.0
+    for name in window.levels:
+        level = group.by_name[name]
+        if not level.fixed:
+            pairs *= sum(cell * cell for cell in level.cells or (level.size,)) / level.size
+    if window.along:
+        axis = window.axis + window.is_stacked
+        share = math.prod(group.shape(window.along)) * window.run / shapes[key][axis]
+    return 2.0 * pairs * math.prod(shapes[key]) * share

@@ -247,8 +247,7 @@ class RouterCheckpoint(Checkpoint):
         random = Random(part.seed, MIXTURE, key, first, size)
         if part.role == UNIFORM:
             return (2.0 * random.uniform() - 1.0) / math.sqrt(self.tensors[key].shape[1])
-        length, turn = random.uniform(0), random.uniform(1)  # by the transform of Box and Muller
-        return np.asarray(np.sqrt(-2.0 * np.log(1.0 - length)) * np.cos(2.0 * math.pi * turn))
+        return random.normal()
 
     def position(self, key: str) -> tuple[int, int]:
         """Nothing is read faster in any order."""

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from remelt.alignment.files import SavedPermutations, windowed_keys
+from remelt.alignment.files import SavedPermutations
 from remelt.alignment.permutation import Permutations, TensorPlan
 from remelt.alignment.rotated_checkpoint import RotatedCheckpoint
-from remelt.api.alignment import Alignment, pair_of, shortened, unmovable
+from remelt.api.alignment import Alignment, pair_of, unmovable
 from remelt.api.dialect_views import from_in_original, in_original
 from remelt.api.rotated_views import FoundTurns, SavedTurns
-from remelt.archs.axis_groups import AxisGroup, Window, keys_of
+from remelt.archs.axis_groups import AxisGroup, Window, keys_of, windows_by_key
 from remelt.check.inputs import Input
 from remelt.check.report import fold_keys
-from remelt.errors import CheckError, Problem
+from remelt.errors import CheckError, Problem, shortened
 from remelt.formats.checkpoint import Checkpoint
 from remelt.formats.overlaid import OverlaidCheckpoint
 from remelt.formats.permuted import Gather, PermutedCheckpoint, Positions
@@ -34,7 +34,7 @@ class PermutationGathers:
         self, groups: Sequence[AxisGroup], shapes: Mapping[str, tuple[int, ...]], files: tuple[Path, ...]
     ) -> None:
         self.groups = tuple(groups)
-        self.lying: Lying = windowed_keys(groups)
+        self.lying: Lying = windows_by_key(groups)
         self.keys: Collection[str] = self.lying.keys()
         self.shapes, self._files = shapes, files
         self._places = {

@@ -9,6 +9,7 @@ from typing import Any
 from remelt.alignment.checking import CheckReport, check_numerically, check_statically
 from remelt.alignment.instances import INSTANCES
 from remelt.api.alignment import arch_of, groups_of
+from remelt.api.dialect_views import in_original
 from remelt.archs.axes.find import axis_groups
 from remelt.archs.detect import detect
 from remelt.check.inputs import Input
@@ -60,5 +61,5 @@ def _arch_of(path: Path) -> str:
     """The arch of a file, of which the groups fit its tensors."""
     with open_checkpoint(path) as checkpoint:
         given = Input(path.name, Model(path.name), checkpoint, detect(checkpoint.tensors))
-        groups_of(given)
+        groups_of(given, in_original(given))
         return arch_of(given)

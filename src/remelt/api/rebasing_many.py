@@ -11,15 +11,15 @@ from remelt.alignment.many import ManyMatch, match_many
 from remelt.alignment.matching import Match
 from remelt.alignment.products import agreement, squared_norms
 from remelt.alignment.rotations import turned
-from remelt.alignment.weights import windows_by_key
-from remelt.api.alignment import Alignment, CheckpointWeights, Pair, shortened
+from remelt.alignment.weights import free_windows
+from remelt.api.alignment import Alignment, CheckpointWeights, Pair
 from remelt.api.group import refuse
 from remelt.api.opening import open_models
 from remelt.api.options import PathLike
 from remelt.api.rebasing import Aligned, kept, margins_of, refuse_existing
 from remelt.archs.axis_groups import AxisGroup
 from remelt.check.bound import bind_recipes
-from remelt.errors import CheckError, OptionError, Problem
+from remelt.errors import CheckError, OptionError, Problem, shortened
 from remelt.formats.locate import models_folders
 from remelt.methods import METHODS
 from remelt.recipe.node import Operand
@@ -160,7 +160,7 @@ def _match(
 ) -> Match:
     """What was found for one model, as a match with the first."""
     reference, model = CheckpointWeights(alignment.pair.reference), CheckpointWeights(alignment.pair.model)
-    permutations, lying = found.permutations[place], windows_by_key(groups)
+    permutations, lying = found.permutations[place], free_windows(groups)
     ours, theirs, before = squared_norms(reference, model, list(lying))
     after = agreement(reference, model, lying, permutations, list(lying))
     made = Match(permutations, before, after, (ours, theirs), OTHERS, found.passes, visits=tuple(visits))

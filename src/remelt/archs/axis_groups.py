@@ -170,6 +170,22 @@ def keys_of(group: AxisGroup, window: Window) -> tuple[str, ...]:
     return tuple(window.key_of(item) for item in range(group.by_name[window.levels[0]].size))
 
 
+def windows_by_key(groups: Iterable[AxisGroup]) -> dict[str, list[tuple[AxisGroup, Window]]]:
+    """The tensors that groups lie on, with their windows there."""
+    found: dict[str, list[tuple[AxisGroup, Window]]] = {}
+    for group in groups:
+        for window in group.windows:
+            for key in keys_of(group, window):
+                found.setdefault(key, []).append((group, window))
+    return found
+
+
+def is_tied(group: AxisGroup) -> bool:
+    """Whether a group lies on several axes of one tensor: what it gains there is no sum over its rows."""
+    found = windows_by_key([group]).values()
+    return any(len({window.axis for _, window in windows}) > 1 for windows in found)
+
+
 def faults(groups: Iterable[AxisGroup], shapes: Shapes) -> Iterator[str]:
     """What is wrong with a specification of a model with tensors of these shapes; nothing where it is sound.
 

@@ -7,6 +7,7 @@ the last make its key, the element its counter. A generator that carries state c
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,13 @@ class Random:
         import numpy as np  # not at the top: recipes are read and written without it
 
         return (self._words(stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def normal(self) -> NDArray[np.float64]:
+        """Normal numbers, one an element, of shape ``(size,)``, by the transform of Box and Muller."""
+        import numpy as np
+
+        length, turn = self.uniform(0), self.uniform(1)
+        return np.asarray(np.sqrt(-2.0 * np.log(1.0 - length)) * np.cos(2.0 * math.pi * turn))
 
     def _words(self, stream: int) -> NDArray[np.uint64]:
         import numpy as np

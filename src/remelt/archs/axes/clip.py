@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from remelt.archs.axes.convolutions import pin
 from remelt.archs.axes.draft import HEAD, QK, VALUE, Draft, Drafts
 from remelt.archs.axes.heads import HeadRule, Heads
 from remelt.archs.axis_groups import AxisGroup, Shapes
@@ -46,8 +47,8 @@ def clip_text(drafts: Drafts, root: str, name: str, heads: HeadRule, *, alone: b
     table = f"{root}embeddings.token_embedding.weight"
     stream = drafts.free(f"{name}.stream", drafts.shapes[table][1], "" if alone else TO_UNET)
     stream.window(table, 1).window(f"{root}embeddings.position_embedding.weight", 1)
-    _pin(drafts, f"{name}.vocabulary", table)
-    _pin(drafts, f"{name}.positions", f"{root}embeddings.position_embedding.weight")
+    pin(drafts, f"{name}.vocabulary", table, 0)
+    pin(drafts, f"{name}.positions", f"{root}embeddings.position_embedding.weight", 0)
     _layers(drafts, stream, root, name, heads, TRANSFORMERS)
     stream.normalised_by(f"{root}final_layer_norm")
     projection = f"{root.removesuffix('text_model.')}text_projection"
@@ -61,12 +62,12 @@ def open_clip_text(drafts: Drafts, root: str, name: str, heads: HeadRule) -> Tex
     Some files hold the mask of its attention, which is the same for all models.
     """
     for axis in (0, 1):
-        _pin(drafts, f"{name}.mask.{axis}", f"{root}attn_mask", axis)
+        pin(drafts, f"{name}.mask.{axis}", f"{root}attn_mask", axis)
     table = f"{root}token_embedding.weight"
     stream = drafts.free(f"{name}.stream", drafts.shapes[table][1], TO_UNET)
     stream.window(table, 1).window(f"{root}positional_embedding", 1)
-    _pin(drafts, f"{name}.vocabulary", table)
-    _pin(drafts, f"{name}.positions", f"{root}positional_embedding")
+    pin(drafts, f"{name}.vocabulary", table, 0)
+    pin(drafts, f"{name}.positions", f"{root}positional_embedding", 0)
     _layers(drafts, stream, root, name, heads, OPEN_CLIP)
     stream.normalised_by(f"{root}ln_final").window(f"{root}text_projection", 0)
     return Text(stream, _projected(drafts, f"{root}text_projection", 1, name, alone=False))
@@ -78,14 +79,14 @@ def clip_vision(drafts: Drafts, root: str, name: str, heads: HeadRule) -> None:
     stream = drafts.free(f"{name}.stream", drafts.shapes[f"{embeddings}class_embedding"][0])
     stream.window(f"{embeddings}class_embedding", 0).made_by(f"{embeddings}patch_embedding")
     stream.window(f"{embeddings}position_embedding.weight", 1)
-    _pin(drafts, f"{name}.pixels", f"{embeddings}patch_embedding.weight", 1)
-    _pin(drafts, f"{name}.positions", f"{embeddings}position_embedding.weight")
+    pin(drafts, f"{name}.pixels", f"{embeddings}patch_embedding.weight", 1)
+    pin(drafts, f"{name}.positions", f"{embeddings}position_embedding.weight", 0)
     stream.normalised_by(f"{root}pre_layrnorm")  # transformers' spelling
     _layers(drafts, stream, root, name, heads, TRANSFORMERS)
     stream.normalised_by(f"{root}post_layernorm")
     projection = f"{root.removesuffix('vision_model.')}visual_projection"
     stream.read_by(projection)
-    _pin(drafts, f"{name}.projected", f"{projection}.weight")
+    pin(drafts, f"{name}.projected", f"{projection}.weight", 0)
 
 
 def open_clip_vision(drafts: Drafts, root: str, name: str, heads: HeadRule) -> None:
@@ -94,12 +95,12 @@ def open_clip_vision(drafts: Drafts, root: str, name: str, heads: HeadRule) -> N
         return
     stream = drafts.free(f"{name}.stream", drafts.shapes[f"{root}class_embedding"][0])
     stream.window(f"{root}class_embedding", 0).made_by(f"{root}conv1").window(f"{root}positional_embedding", 1)
-    _pin(drafts, f"{name}.pixels", f"{root}conv1.weight", 1)
-    _pin(drafts, f"{name}.positions", f"{root}positional_embedding")
+    pin(drafts, f"{name}.pixels", f"{root}conv1.weight", 1)
+    pin(drafts, f"{name}.positions", f"{root}positional_embedding", 0)
     stream.normalised_by(f"{root}ln_pre")
     _layers(drafts, stream, root, name, heads, OPEN_CLIP)
     stream.normalised_by(f"{root}ln_post").window(f"{root}proj", 0)
-    _pin(drafts, f"{name}.projected", f"{root}proj", 1)
+    pin(drafts, f"{name}.projected", f"{root}proj", 1)
 
 
 def _layers(drafts: Drafts, stream: Draft, root: str, name: str, heads: HeadRule, names: Names) -> None:
@@ -136,18 +137,12 @@ def _attention(drafts: Drafts, stream: Draft, module: str, name: str, rule: Head
     attention.read_by(f"{module}.out_proj", (HEAD, VALUE))
 
 
-def _pin(drafts: Drafts, name: str, key: str, axis: int = 0) -> None:
-    """What one axis of a tensor means outside: words, positions, colours."""
-    if key in drafts.shapes:
-        drafts.fixed(name, drafts.shapes[key][axis]).window(key, axis)
-
-
 def _projected(drafts: Drafts, key: str, axis: int, name: str, alone: bool) -> Draft | None:
     """What a text is projected to: it crosses to what reads it. One that is compared with images is fixed."""
     if key not in drafts.shapes:
         return None
     if alone:
-        _pin(drafts, f"{name}.projected", key, axis)
+        pin(drafts, f"{name}.projected", key, axis)
         return None
     return drafts.free(f"{name}.pooled", drafts.shapes[key][axis], TO_UNET).window(key, axis)
 
